@@ -1,0 +1,1 @@
+"""Train neural networks in JAX and Flax without (all of) backpropagation."""

@@ -1,0 +1,309 @@
+r"""Credit sites: cut the graph there, record activities, deliver errors.
+
+The parameters between the previous sites and site `l` learn from the error `delta_l` that the site
+receives, through a local VJP. `site_gradients` is that sentence as code; every site rule uses it.
+
+What is to be done at a submodule is an *order*: a small dict of arrays that rides in the parameter
+tree under the submodule's own path, so `nn.scan` slices it, `nn.remat` and `nn.jit` hand it on, and
+a trace that was cached without the order can never be taken for one with it. One interceptor carries
+the orders out; activities leave through the `intermediates` collection.
+
+| order | at the site's value `h` |
+| --- | --- |
+| `cut` | record `h`, hand on `stop_gradient(h)` |
+| `perturb` (array like `h`) | record `h`, hand on `h + p` |
+| `replace` (array like `h`) | hand on this array, so all before it is dead code |
+| `feedback` (array like the kernel) | the map's transpose in the backward pass uses this kernel |
+"""
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import errors as flax_errors
+from flax.core import tracers
+from jaxtyping import Array, Float
+
+from dfa_jax import tree
+from dfa_jax.autodiff import feedback
+from dfa_jax.errors import SiteError
+from dfa_jax.models.base import Model, Site, dropout_keys
+from dfa_jax.types import Batch, LossFn, Params, PRNGKey, SiteArrays
+
+_ORDERS = "dfa_jax_orders"
+_RECORD = "dfa_jax_record_"
+
+Orders = dict[tuple[str, ...], dict[str, Any]]
+"""What to do at which submodule: path -> {"output" or "input" -> {order: array}, "feedback": B}."""
+
+ErrorTap = Literal["logits", "last_hidden"]
+"""Where the output error is read: at the model's outputs, or at the last site."""
+
+
+class SiteGradients(NamedTuple):
+    """What one cut forward pass and one round of local VJPs give."""
+
+    loss: Float[Array, ""]
+    outputs: Any
+    errors: SiteArrays
+    grads: Params
+
+
+def site_gradients(
+    model: Model,
+    loss_fn: LossFn,
+    params: Params,
+    batch: Batch,
+    send: Callable[[Array, SiteArrays], SiteArrays],
+    *,
+    key: PRNGKey | None = None,
+    error_tap: ErrorTap = "logits",
+) -> SiteGradients:
+    r"""Gradients of all parameters from one error per site, by local VJPs.
+
+    With `h_l` the activity of site `l`, `e` the error at the tap and `delta = send(e, h)`,
+
+        grad theta = (dy/dtheta)^T dL/dy + sum_l (dh_l/dtheta)^T delta_l,
+
+    where every Jacobian stops at the sites below. The true gradient is the case
+    `delta_l = dL/dh_l`.
+
+    Args:
+        send: maps the error `[*batch, width]` at the tap and the activities `[*batch, *features]` by
+            site (a stacked site has its layer axes in front) to one error per site, like the activity.
+        key: feeds dropout.
+        error_tap: `"logits"` reads `e = dL/dy`; `"last_hidden"` reads `dL/dh` at the last site.
+
+    Raises:
+        SiteError: a site was not reached, or its error has another shape than its activity.
+    """
+
+    def objective(outputs):
+        return jnp.mean(loss_fn(outputs, batch.targets))
+
+    cut_orders = _cut_orders(model)
+
+    def forward_cut(params):
+        return apply_with_orders(model, params, batch.inputs, cut_orders, key=key)
+
+    if error_tap == "logits":
+        (outputs, activities), pull = jax.vjp(forward_cut, params)
+        loss, error = jax.value_and_grad(objective)(outputs)
+        sent = _like_activities(send(error, activities), activities)
+        (grads,) = pull((error, sent))
+        return SiteGradients(loss, outputs, sent, grads)
+
+    last = _last_hidden(model)
+
+    def forward_head(params, hidden):
+        orders = _at_sites(model, "replace", {last: hidden})
+        orders = merge_orders(cut_orders, orders)
+        return apply_with_orders(model, params, batch.inputs, orders, key=key)[0]
+
+    activities, pull_body = jax.vjp(lambda params: forward_cut(params)[1], params)
+    outputs, pull_head = jax.vjp(forward_head, params, activities[last])
+    loss, output_error = jax.value_and_grad(objective)(outputs)
+    head_grads, error = pull_head(output_error)
+    error = error.reshape(*outputs.shape[:-1], -1)
+    sent = _like_activities(send(error, activities), activities)
+    (body_grads,) = pull_body(sent)
+    return SiteGradients(loss, outputs, sent, tree.add(head_grads, body_grads))
+
+
+def chain_gradients(
+    model: Model,
+    loss_fn: LossFn,
+    params: Params,
+    batch: Batch,
+    feedback: dict[str, Array],
+    *,
+    key: PRNGKey | None = None,
+) -> tuple[Float[Array, ""], Any, Params]:
+    """Loss, outputs and gradients by the chain rule, with other matrices in its backward pass.
+
+    `feedback` has a kernel for each linear map that is to have another one; with none this is
+    backpropagation.
+    """
+
+    def objective(params):
+        if not feedback:
+            outputs = model.apply(params, batch.inputs, key=key)
+        else:
+            orders = _feedback_orders(model, feedback)
+            outputs, _ = apply_with_orders(model, params, batch.inputs, orders, key=key)
+        return jnp.mean(loss_fn(outputs, batch.targets)), outputs
+
+    (loss, outputs), grads = jax.value_and_grad(objective, has_aux=True)(params)
+    return loss, outputs, grads
+
+
+def chain_errors(
+    model: Model,
+    loss_fn: LossFn,
+    params: Params,
+    batch: Batch,
+    feedback: dict[str, Array],
+    *,
+    key: PRNGKey | None = None,
+) -> SiteArrays:
+    """The chain's error `dL/dh_l` at every site, `[*stack, *batch, *features]`.
+
+    With `feedback` it is the chain that these matrices make; with none, backpropagation's.
+    """
+
+    def objective(perturbations):
+        orders = merge_orders(
+            _feedback_orders(model, feedback), _at_sites(model, "perturb", perturbations)
+        )
+        outputs, _ = apply_with_orders(model, params, batch.inputs, orders, key=key)
+        return jnp.mean(loss_fn(outputs, batch.targets))
+
+    shapes = activity_shapes(model, params, batch.inputs)
+    return jax.grad(objective)({s: jnp.zeros(a.shape, a.dtype) for s, a in shapes.items()})
+
+
+def activities(
+    model: Model, params: Params, inputs: Any, *, key: PRNGKey | None = None
+) -> tuple[Any, SiteArrays]:
+    """Outputs and site activities of a forward pass whose graph is cut at every site."""
+    return apply_with_orders(model, params, inputs, _cut_orders(model), key=key)
+
+
+def activity_shapes(model: Model, params: Params, inputs: Any) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of the site activities; nothing is computed, and abstract parameters will do."""
+    return jax.eval_shape(lambda p, x: activities(model, p, x)[1], params, inputs)
+
+
+def apply_with_orders(
+    model: Model, params: Params, inputs: Any, orders: Orders, *, key: PRNGKey | None = None
+) -> tuple[Any, SiteArrays]:
+    """The forward pass with orders carried out: outputs, and the activity of every visited site."""
+    for path, order in orders.items():
+        params = tree.put(params, (*path, _ORDERS), order)
+    with nn.intercept_methods(_carry_out):
+        outputs, variables = model.module.apply(
+            {"params": params}, inputs, rngs=dropout_keys(key), mutable=["intermediates"]
+        )
+    records = variables.get("intermediates", {})
+    visited = {
+        site: _read_record(records, site, place)
+        for site, place in model.where.items()
+        if place.place in orders.get(place.path, {})
+    }
+    return outputs, visited
+
+
+def merge_orders(left: Orders, right: Orders) -> Orders:
+    """All orders of both; where both name a submodule, it gets both."""
+    return {path: left.get(path, {}) | right.get(path, {}) for path in left | right}
+
+
+def _at_sites(model: Model, order: str, arrays: SiteArrays) -> Orders:
+    """The same order at several sites, with an array for each."""
+    orders: Orders = {}
+    for site, place in model.where.items():
+        if site in arrays:
+            orders = merge_orders(orders, {place.path: {place.place: {order: arrays[site]}}})
+    return orders
+
+
+def _cut_orders(model: Model) -> Orders:
+    """Cut at every site; the zeros have the site's layer axes, for a scan to slice."""
+    return _at_sites(model, "cut", {site: jnp.zeros(at.stack) for site, at in model.where.items()})
+
+
+def _feedback_orders(model: Model, feedback: dict[str, Array]) -> Orders:
+    """The feedback kernels as orders to their linear maps."""
+    return {model.linear_maps[name].path: {"feedback": B} for name, B in feedback.items()}
+
+
+def _last_hidden(model: Model) -> str:
+    if model.places[-1].stack:
+        raise SiteError(
+            f"error_tap='last_hidden' reads the error at the last site, '{model.sites[-1]}', which"
+            " is a stack of layers; add a last site outside the stack, or use error_tap='logits'"
+        )
+    return model.sites[-1]
+
+
+def _carry_out(next_fun, args, kwargs, context):
+    """The interceptor: follows the orders that it finds beside the submodule's parameters."""
+    module = context.module
+    if context.method_name != "__call__" or module.scope is None:
+        return next_fun(*args, **kwargs)
+    orders = module.get_variable("params", _ORDERS, {})
+    if "input" in orders:
+        args = _visit(module, "input", orders["input"], args)
+    if "feedback" in orders:
+        outputs = feedback.swap_transpose(module, next_fun, args, kwargs, orders["feedback"])
+    else:
+        outputs = next_fun(*args, **kwargs)
+    if "output" in orders:
+        outputs = _visit(module, "output", orders["output"], outputs)
+    return outputs
+
+
+def _visit(module: nn.Module, place: str, order: dict[str, Array], value: Any) -> Any:
+    """Carries out one order on the single floating-point array in `value`."""
+    name = "/".join(module.path)
+    leaves, structure = jax.tree.flatten(value)
+    floats = [i for i, leaf in enumerate(leaves) if _is_float(leaf)]
+    if len(floats) != 1:
+        raise SiteError(
+            f"site '{name}': its {place} has {len(floats)} floating-point arrays, and an error goes"
+            " to exactly one; put the site on a submodule with one"
+        )
+    h = leaves[floats[0]]
+    _record(module, name, place, h)
+    ((action, array),) = order.items()
+    if action == "cut":
+        leaves[floats[0]] = jax.lax.stop_gradient(h)
+    elif action == "perturb":
+        leaves[floats[0]] = h + array
+    else:
+        leaves[floats[0]] = array
+    return jax.tree.unflatten(structure, leaves)
+
+
+def _record(module: nn.Module, name: str, place: str, h: Array) -> None:
+    """Puts the activity where it can leave the module, or says why it cannot."""
+    if not module.is_mutable_collection("intermediates"):
+        raise SiteError(
+            f"site '{name}' is inside a lifted loop that does not carry 'intermediates'; add it:"
+            ' nn.scan(..., variable_axes={"params": 0, "intermediates": 0})'
+        )
+    if module.has_variable("intermediates", _RECORD + place):
+        raise SiteError(f"site '{name}' is called more than once in a forward pass")
+    try:
+        tracers.check_trace_level(module.scope.trace_level)
+    except flax_errors.JaxTransformError as error:
+        raise SiteError(
+            f"site '{name}' is inside a raw JAX transform (jax.jit, lax.scan, jax.vmap, ...), which"
+            " its activity cannot leave; use the lifted one (nn.jit, nn.scan, nn.vmap)"
+        ) from error
+    module.put_variable("intermediates", _RECORD + place, h)
+
+
+def _read_record(records: dict[str, Any], site: str, place: Site) -> Array:
+    try:
+        return tree.get(records, (*place.path, _RECORD + place.place))
+    except KeyError:
+        raise SiteError(
+            f"site '{site}' was not reached in this forward pass, so no error can be delivered to"
+            " it; is its submodule called under every input, and through __call__?"
+        ) from None
+
+
+def _like_activities(sent: SiteArrays, activities: SiteArrays) -> SiteArrays:
+    """The errors in the activities' types, after checking their shapes."""
+    for site, h in activities.items():
+        if site not in sent or sent[site].shape != h.shape:
+            found = sent[site].shape if site in sent else "none"
+            raise SiteError(f"site '{site}' needs an error of shape {h.shape}; it was sent {found}")
+    return {site: sent[site].astype(h.dtype) for site, h in activities.items()}
+
+
+def _is_float(leaf: Any) -> bool:
+    return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating)

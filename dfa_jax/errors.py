@@ -1,0 +1,24 @@
+"""Bad input, refused by name: what was given, what was expected, and the remedy."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class InputError(ValueError):
+    """A value that the user gave cannot be used. Scripts print it as one line and exit with code 2."""
+
+
+class SiteError(InputError):
+    """A credit site is unknown, was not reached, or sits where its error cannot be delivered."""
+
+
+def unknown(kind: str, name: object, known: Iterable[object]) -> str:
+    """The message for an unknown name, with the nearest known one.
+
+    >>> unknown("learning rule", "backpropp", ["backprop", "shallow"])
+    "unknown learning rule 'backpropp'; did you mean 'backprop'? Known: backprop, shallow"
+    """
+    names = [str(candidate) for candidate in known]
+    nearest = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
+    hint = f"did you mean '{nearest[0]}'? " if nearest else ""
+    return f"unknown {kind} '{name}'; {hint}Known: {', '.join(names) or 'none'}"

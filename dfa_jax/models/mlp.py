@@ -1,0 +1,53 @@
+"""Multi-layer perceptron."""
+
+from typing import Literal
+
+import flax.linen as nn
+import jax
+from jaxtyping import Array, Float
+
+Activation = Literal["tanh", "relu", "erf", "linear"]
+
+ACTIVATIONS = {
+    "tanh": jax.numpy.tanh,
+    "relu": jax.nn.relu,
+    "erf": lambda a: jax.lax.erf(a / 2**0.5),
+    "linear": lambda a: a,
+}
+
+
+class DenseLayer(nn.Module):
+    """`h = phi(x W + b)`: `[*batch, d_in]` to `[*batch, width]`."""
+
+    width: int
+    activation: Activation
+    use_bias: bool = True
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*batch d_in"]) -> Float[Array, "*batch d_out"]:
+        """The activity after the nonlinearity."""
+        return ACTIVATIONS[self.activation](nn.Dense(self.width, use_bias=self.use_bias)(x))
+
+
+class MLP(nn.Module):
+    """A perceptron with hidden layers `layer_0`, `layer_1`, ... and a linear `readout`.
+
+    Attributes:
+        widths: units of each hidden layer.
+        num_outputs: units of the readout.
+        activation: `tanh`, `relu`, `erf` (that is erf(a / sqrt 2)) or `linear`.
+        use_bias: whether layers and readout have biases.
+    """
+
+    widths: tuple[int, ...] = (256, 256)
+    num_outputs: int = 10
+    activation: Activation = "tanh"
+    use_bias: bool = True
+
+    @nn.compact
+    def __call__(self, inputs: Float[Array, "batch *features"]) -> Float[Array, "batch classes"]:
+        """Flattens each example; returns the logits."""
+        h = inputs.reshape(inputs.shape[0], -1)
+        for i, width in enumerate(self.widths):
+            h = DenseLayer(width, self.activation, self.use_bias, name=f"layer_{i}")(h)
+        return nn.Dense(self.num_outputs, use_bias=self.use_bias, name="readout")(h)

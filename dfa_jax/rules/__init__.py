@@ -1,0 +1,32 @@
+"""Learning rules, one file each. A new rule is a new file and one line in `RULES`."""
+
+from dfa_jax.rules.backprop import Backprop as Backprop
+from dfa_jax.rules.base import ChainRule as ChainRule
+from dfa_jax.rules.base import GradEstimate as GradEstimate
+from dfa_jax.rules.base import LearningRule as LearningRule
+from dfa_jax.rules.base import SiteRule as SiteRule
+from dfa_jax.rules.batchwise_random_sign import BatchwiseRandomSign as BatchwiseRandomSign
+from dfa_jax.rules.direct_feedback_alignment import (
+    DirectFeedbackAlignment as DirectFeedbackAlignment,
+)
+from dfa_jax.rules.direct_random_target_projection import (
+    DirectRandomTargetProjection as DirectRandomTargetProjection,
+)
+from dfa_jax.rules.feedback_alignment import FeedbackAlignment as FeedbackAlignment
+from dfa_jax.rules.fixed_random_sign import FixedRandomSign as FixedRandomSign
+from dfa_jax.rules.kolen_pollack import KolenPollack as KolenPollack
+from dfa_jax.rules.shallow import Shallow as Shallow
+from dfa_jax.rules.uniform_sign import UniformSign as UniformSign
+
+RULES: dict[str, type[LearningRule]] = {
+    "backprop": Backprop,
+    "shallow": Shallow,
+    "direct_feedback_alignment": DirectFeedbackAlignment,
+    "direct_random_target_projection": DirectRandomTargetProjection,
+    "feedback_alignment": FeedbackAlignment,
+    "uniform_sign": UniformSign,
+    "fixed_random_sign": FixedRandomSign,
+    "batchwise_random_sign": BatchwiseRandomSign,
+    "kolen_pollack": KolenPollack,
+}
+"""The registry: command line, configurations, conformance tests and docs all read it."""

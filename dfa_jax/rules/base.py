@@ -1,0 +1,171 @@
+"""What a learning rule is: a frozen value that turns a batch into gradients.
+
+A rule answers one question: which error does each credit site receive? A `SiteRule` answers it
+directly; a `ChainRule` keeps the chain of backpropagation with other matrices in its backward pass.
+"""
+
+import abc
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+from jaxtyping import Array, Float
+
+from dfa_jax import tree
+from dfa_jax.autodiff import sites
+from dfa_jax.models.base import Model
+from dfa_jax.types import Batch, LossFn, Params, PRNGKey, RuleState, SiteArrays
+
+
+class GradEstimate(NamedTuple):
+    """What a rule makes of one batch.
+
+    Attributes:
+        loss: mean loss of the batch, the same under every rule.
+        outputs: the model's outputs, `[*batch, features]`.
+        grads: one array per parameter, in the parameters' tree.
+        rule_state: the state for the next step.
+    """
+
+    loss: Float[Array, ""]
+    outputs: Any
+    grads: Params
+    rule_state: RuleState
+
+
+@dataclasses.dataclass(frozen=True)
+class LearningRule(abc.ABC):
+    """A learning rule: its hyper-parameters are its fields, so it is its own configuration."""
+
+    def init(
+        self, key: PRNGKey, model: Model, params: Params, batch: Batch
+    ) -> tuple[Params, RuleState]:
+        """Parameters (with those that the rule adds) and the rule's state; abstract arrays will do."""
+        del key, model, batch  # this rule carries nothing
+        return params, ()
+
+    @abc.abstractmethod
+    def estimate(
+        self,
+        key: PRNGKey,
+        model: Model,
+        loss_fn: LossFn,
+        params: Params,
+        rule_state: RuleState,
+        batch: Batch,
+    ) -> GradEstimate:
+        """Loss, outputs, gradients and the next state; a pure function."""
+
+    @abc.abstractmethod
+    def errors(
+        self,
+        key: PRNGKey,
+        model: Model,
+        loss_fn: LossFn,
+        params: Params,
+        rule_state: RuleState,
+        batch: Batch,
+    ) -> SiteArrays:
+        """The error that `estimate` delivers to each site, `[*batch, *features]`."""
+
+    def weight_alignment(
+        self, model: Model, params: Params, rule_state: RuleState
+    ) -> dict[str, Float[Array, ""]]:
+        """Cosine between forward and feedback matrices by linear map, where the rule defines it."""
+        del model, params, rule_state  # undefined unless the rule says otherwise
+        return {}
+
+
+@dataclasses.dataclass(frozen=True)
+class SiteRule(LearningRule):
+    """A rule that sends each site an error made from the output error, activities and targets."""
+
+    @abc.abstractmethod
+    def send(
+        self,
+        key: PRNGKey,
+        model: Model,
+        rule_state: RuleState,
+        error: Array,
+        activities: SiteArrays,
+        targets: Any,
+    ) -> SiteArrays:
+        """The error `delta_l` of each site, like its activity.
+
+        Args:
+            key: for rules that draw.
+            model: for the sites' layer axes.
+            rule_state: as `init` made it.
+            error: `dL/d(tap)` of the mean loss, `[*batch, width]`.
+            activities: `h_l`, `[*stack, *batch, *features]` by site.
+            targets: the batch's targets.
+        """
+
+    @property
+    def tap(self) -> sites.ErrorTap:
+        """Where the output error is read."""
+        return "logits"
+
+    def estimate(self, key, model, loss_fn, params, rule_state, batch) -> GradEstimate:
+        """One cut forward pass, one error per site, local VJPs."""
+        found = self._gradients(key, model, loss_fn, params, rule_state, batch)
+        return GradEstimate(found.loss, found.outputs, found.grads, rule_state)
+
+    def errors(self, key, model, loss_fn, params, rule_state, batch) -> SiteArrays:
+        """What `send` answers for this batch."""
+        return self._gradients(key, model, loss_fn, params, rule_state, batch).errors
+
+    def _gradients(self, key, model, loss_fn, params, rule_state, batch) -> sites.SiteGradients:
+        forward_key, rule_key = jax.random.split(key)
+
+        def send(error, activities):
+            return self.send(rule_key, model, rule_state, error, activities, batch.targets)
+
+        return sites.site_gradients(
+            model, loss_fn, params, batch, send, key=forward_key, error_tap=self.tap
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class ChainRule(LearningRule):
+    """A rule that keeps the chain and replaces the transpose of every linear map but by name."""
+
+    @abc.abstractmethod
+    def feedback(
+        self, key: PRNGKey, model: Model, params: Params, rule_state: RuleState
+    ) -> dict[str, Array]:
+        """The kernel whose transpose carries the error back, by linear map, like its own kernel."""
+
+    def estimate(self, key, model, loss_fn, params, rule_state, batch) -> GradEstimate:
+        """The gradient of the loss with the substituted transposes."""
+        forward_key, rule_key = jax.random.split(key)
+        feedback = self.feedback(rule_key, model, params, rule_state)
+        loss, outputs, grads = sites.chain_gradients(
+            model, loss_fn, params, batch, feedback, key=forward_key
+        )
+        return GradEstimate(loss, outputs, grads, rule_state)
+
+    def errors(self, key, model, loss_fn, params, rule_state, batch) -> SiteArrays:
+        """The error that reaches each site along the substituted chain."""
+        forward_key, rule_key = jax.random.split(key)
+        feedback = self.feedback(rule_key, model, params, rule_state)
+        return sites.chain_errors(model, loss_fn, params, batch, feedback, key=forward_key)
+
+    def weight_alignment(self, model, params, rule_state) -> dict[str, Float[Array, ""]]:
+        """`cos(W_l, B_l)` of every linear map but the first."""
+        feedback = self.feedback(jax.random.key(0), model, params, rule_state)
+        return chain_alignment(model, params, feedback)
+
+
+def kernels(model: Model, params: Params) -> dict[str, Array]:
+    """The kernels of all linear maps by name, in forward order."""
+    maps = model.linear_maps
+    return {name: tree.get(params, (*linear_map.path, "kernel")) for name, linear_map in maps.items()}
+
+
+def chain_alignment(
+    model: Model, params: Params, feedback: dict[str, Array]
+) -> dict[str, Float[Array, ""]]:
+    """`cos(W_l, B_l)` by linear map; not for the first, whose feedback no parameter reads."""
+    named = list(kernels(model, params).items())[1:]
+    return {name: tree.cosine(kernel, feedback[name]) for name, kernel in named}

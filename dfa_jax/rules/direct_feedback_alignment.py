@@ -1,0 +1,123 @@
+"""Direct feedback alignment (DFA)."""
+
+import dataclasses
+import itertools
+import math
+from typing import Literal
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from dfa_jax import tree
+from dfa_jax.autodiff import sites
+from dfa_jax.rules import draw
+from dfa_jax.rules.base import SiteRule, kernels
+from dfa_jax.types import Params, RuleState, SiteArrays
+
+ErrorEncoding = Literal["full", "sign", "ternary"]
+
+
+@dataclasses.dataclass(frozen=True)
+class DirectFeedbackAlignment(SiteRule):
+    r"""The output error goes to every site through a fixed random matrix of its own.
+
+        delta_l = c(e) B_l,    e = dL/dy (or dL/dh at the last site),    B_l: [d_e, d_l]
+
+    `B_l` lives in the rule's state, so no optimiser and no weight decay can move it.
+
+    Attributes:
+        feedback_distribution: entries of `B_l` before scaling: `gaussian` N(0, 1) or `uniform` on
+            [-1, 1).
+        feedback_scaling: divides `B_l` by the root of the site's width (`site_width`), of the error's
+            (`error_width`), or by nothing (`none`).
+        feedback_scale: multiplies `B_l`.
+        feedback_sharing: `per_site`, or `shared`: one wide matrix whose first columns serve narrower
+            sites (scaled by the widest), as in Launay et al. (2020).
+        error_tap: where `e` is read: `logits`, or `last_hidden`, the input of what lies above the last
+            site; then the feedback does not grow with the number of classes.
+        error_encoding: `c(e)`: `full` e, its `sign`, or `ternary`: the sign where an example's
+            |e| exceeds `ternary_threshold`, else 0.
+        ternary_threshold: in units of the loss per output, before the mean over examples.
+
+    Sources: Nøkland (2016), arXiv 1609.01596; shared feedback and the last-hidden tap: Launay et al.
+    (2020), arXiv 2006.12878.
+    """
+
+    feedback_distribution: draw.Distribution = "gaussian"
+    feedback_scaling: draw.Scaling = "site_width"
+    feedback_scale: float = 1.0
+    feedback_sharing: draw.Sharing = "per_site"
+    error_tap: sites.ErrorTap = "logits"
+    error_encoding: ErrorEncoding = "full"
+    ternary_threshold: float = 0.1
+
+    def __post_init__(self):
+        draw.check_positive(
+            feedback_scale=self.feedback_scale, ternary_threshold=self.ternary_threshold
+        )
+
+    @property
+    def tap(self) -> sites.ErrorTap:
+        """Where the output error is read."""
+        return self.error_tap
+
+    def init(self, key, model, params, batch) -> tuple[Params, RuleState]:
+        """Draws the feedback, `{site: B_l}` or `{"shared": B}`."""
+        return params, draw.direct_feedback(
+            key,
+            model,
+            params,
+            batch,
+            distribution=self.feedback_distribution,
+            scaling=self.feedback_scaling,
+            scale=self.feedback_scale,
+            sharing=self.feedback_sharing,
+            error_tap=self.error_tap,
+        )
+
+    def send(self, key, model, rule_state, error, activities, targets) -> SiteArrays:
+        """`c(e) B_l` at every site."""
+        del key, targets  # fixed feedback of the error alone
+        return draw.send_direct(model, rule_state, self.encode(error), activities)
+
+    def encode(self, error: Float[Array, "*batch width"]) -> Float[Array, "*batch width"]:
+        """`c(e)`; the mean over examples in the loss is undone before the threshold, and redone."""
+        if self.error_encoding == "full":
+            return error
+        num_examples = math.prod(error.shape[:-1])
+        signs = jnp.sign(error)
+        if self.error_encoding == "ternary":
+            signs = jnp.where(jnp.abs(error) * num_examples > self.ternary_threshold, signs, 0)
+        return signs / num_examples
+
+    def weight_alignment(self, model, params, rule_state) -> dict[str, Float[Array, ""]]:
+        """`cos(W_l, B_{l-1}^T B_l)` by linear map above the first, and `cos(W_L, B_{L-1}^T)` on top.
+
+        Defined where the linear maps are a chain with a site behind each but the last and the error is
+        read at the logits; empty otherwise. Source: Refinetti et al. (2021), arXiv 2011.12428.
+        """
+        above_first = list(kernels(model, params).items())[1:]
+        if len(above_first) != len(model.sites) or not all(
+            self._feeds(rule_state, site, kernel)
+            for site, (_, kernel) in zip(model.sites, above_first, strict=True)
+        ):
+            return {}
+        matrices = [
+            draw.matrix(rule_state, site, kernel.shape[0])
+            for site, (_, kernel) in zip(model.sites, above_first, strict=True)
+        ]
+        matrices.append(jnp.eye(matrices[0].shape[0]))  # the outputs get e itself
+        return {
+            name: tree.cosine(kernel, below.T @ above)
+            for (name, kernel), (below, above) in zip(
+                above_first, itertools.pairwise(matrices), strict=True
+            )
+        }
+
+    def _feeds(self, rule_state: RuleState, site: str, kernel: Array) -> bool:
+        """Whether this dense kernel takes the site's features as its input and the error is read at the logits."""
+        if self.error_tap != "logits" or kernel.ndim != 2:
+            return False
+        if "shared" in rule_state:
+            return kernel.shape[0] <= rule_state["shared"].shape[1]
+        return rule_state[site].ndim == 2 and rule_state[site].shape[1] == kernel.shape[0]

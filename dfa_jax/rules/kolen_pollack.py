@@ -1,0 +1,86 @@
+"""The Kolen-Pollack rule (KP): feedback that learns to mirror the weights."""
+
+import dataclasses
+import math
+
+import jax
+from jaxtyping import Array, Float
+
+from dfa_jax import tree
+from dfa_jax.autodiff import sites
+from dfa_jax.errors import InputError
+from dfa_jax.rules import draw
+from dfa_jax.rules.base import GradEstimate, LearningRule, chain_alignment, kernels
+from dfa_jax.types import Params, RuleState, SiteArrays
+
+_FEEDBACK = "feedback"
+
+
+@dataclasses.dataclass(frozen=True)
+class KolenPollack(LearningRule):
+    r"""Feedback alignment whose matrices get the weights' own updates and the same decay.
+
+        dW_l = h_{l-1}^T delta_l + lambda W_l,    dB_l = h_{l-1}^T delta_l + lambda B_l
+
+    so under gradient descent with rate eta the difference `W_l - B_l` shrinks by `1 - eta lambda` a
+    step. The feedback is learned, so it is a parameter (`feedback` beside each `kernel`): optimiser
+    and weight decay treat both alike, as the rule asks.
+
+    Attributes:
+        decay: `lambda`. With a decoupled decay in the optimiser, 0 will do.
+        feedback_distribution: entries at the start, before scaling by 1 / sqrt(fan_in).
+        feedback_scale: multiplies the matrices at the start.
+
+    Sources: Kolen and Pollack (1994); Akrout et al. (2019), arXiv 1904.05391.
+    """
+
+    decay: float = 1e-4
+    feedback_distribution: draw.Distribution = "gaussian"
+    feedback_scale: float = 1.0
+
+    def __post_init__(self):
+        draw.check_positive(feedback_scale=self.feedback_scale)
+        if not (self.decay >= 0 and math.isfinite(self.decay)):
+            raise InputError(f"decay is {self.decay}; expected a finite number >= 0")
+
+    def init(self, key, model, params, batch) -> tuple[Params, RuleState]:
+        """The parameters with a feedback matrix beside every kernel."""
+        del batch  # the kernels have all the shapes
+        drawn = draw.kernel_feedback(
+            key, model, params, self.feedback_distribution, self.feedback_scale
+        )
+        for name, B in drawn.items():
+            params = tree.put(params, (*model.linear_maps[name].path, _FEEDBACK), B)
+        return params, ()
+
+    def estimate(self, key, model, loss_fn, params, rule_state, batch) -> GradEstimate:
+        """The chain's gradients; each feedback matrix gets its kernel's."""
+        forward_key, _ = jax.random.split(key)
+        learned = self._learned(model, params)
+        loss, outputs, grads = sites.chain_gradients(
+            model, loss_fn, params, batch, learned, key=forward_key
+        )
+        for name, kernel in kernels(model, params).items():
+            path = model.linear_maps[name].path
+            outer = tree.get(grads, (*path, "kernel"))
+            grads = tree.put(grads, (*path, "kernel"), outer + self.decay * kernel)
+            grads = tree.put(grads, (*path, _FEEDBACK), outer + self.decay * learned[name])
+        return GradEstimate(loss, outputs, grads, rule_state)
+
+    def errors(self, key, model, loss_fn, params, rule_state, batch) -> SiteArrays:
+        """The error that reaches each site along the learned chain."""
+        del rule_state  # the feedback is in the parameters
+        forward_key, _ = jax.random.split(key)
+        learned = self._learned(model, params)
+        return sites.chain_errors(model, loss_fn, params, batch, learned, key=forward_key)
+
+    def weight_alignment(self, model, params, rule_state) -> dict[str, Float[Array, ""]]:
+        """`cos(W_l, B_l)` of every linear map but the first."""
+        del rule_state  # the feedback is in the parameters
+        return chain_alignment(model, params, self._learned(model, params))
+
+    def _learned(self, model, params) -> dict[str, Array]:
+        return {
+            name: tree.get(params, (*linear_map.path, _FEEDBACK))
+            for name, linear_map in model.linear_maps.items()
+        }

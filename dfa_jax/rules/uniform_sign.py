@@ -1,0 +1,35 @@
+"""Uniform sign-concordant feedback (uSF)."""
+
+import dataclasses
+
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from dfa_jax.rules import draw
+from dfa_jax.rules.base import ChainRule, kernels
+
+
+@dataclasses.dataclass(frozen=True)
+class UniformSign(ChainRule):
+    r"""The chain rule with the signs of the weights and one magnitude a layer.
+
+        B_l = s sign(W_l) / sqrt(fan_in)
+
+    Attributes:
+        feedback_scale: the magnitude `s`.
+
+    Source: Liao, Leibo and Poggio (2016), arXiv 1510.05067.
+    """
+
+    feedback_scale: float = 1.0
+
+    def __post_init__(self):
+        draw.check_positive(feedback_scale=self.feedback_scale)
+
+    def feedback(self, key, model, params, rule_state) -> dict[str, Array]:
+        """Follows the weights' signs at every step."""
+        del key, rule_state  # nothing is drawn
+        return {
+            name: jnp.sign(kernel) * (self.feedback_scale * model.linear_maps[name].fan_in**-0.5)
+            for name, kernel in kernels(model, params).items()
+        }

@@ -1,0 +1,131 @@
+"""Results are data: one typed record a run, one JSON line a record."""
+
+import dataclasses
+import functools
+import importlib.metadata
+import json
+import pathlib
+import platform
+import subprocess
+from typing import Any
+
+from dfa_jax.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """What was measured after some number of steps.
+
+    Attributes:
+        step: optimiser steps so far.
+        epoch: passes over the training set so far.
+        train_loss: mean loss of the training batches since the last evaluation, nats per example.
+        train_accuracy: fraction of them classified correctly.
+        test_loss: mean loss on the test set.
+        test_accuracy: fraction of the test set classified correctly.
+        metrics: everything else by name: `gradient_alignment/<site>`,
+            `gradient_alignment_spread/<site>`, `weight_alignment/<map>`, `activity_norm/<site>`,
+            `error_norm/<site>`, `weight_norm/<path>`. A number that could not be measured is absent.
+    """
+
+    step: int
+    epoch: float
+    train_loss: float
+    train_accuracy: float
+    test_loss: float
+    test_accuracy: float
+    metrics: dict[str, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class RunRecord:
+    """One training run, from its configuration to its curve.
+
+    Attributes:
+        recipe: the recipe it belongs to, or "" for a run of its own.
+        variant: the recipe's name for this configuration, e.g. "tanh/direct_feedback_alignment".
+        rule: the learning rule's registered name.
+        seed: of parameters, feedback and order of examples.
+        num_params: trained scalars.
+        num_steps: optimiser steps.
+        wall_seconds: duration of the run on the machine that made it, compilation included.
+        config: the full configuration, as `train.config.to_dict` writes it.
+        environment: commit, library versions, device.
+        curve: evaluations in order of step; the last one is the final result.
+    """
+
+    recipe: str
+    variant: str
+    rule: str
+    seed: int
+    num_params: int
+    num_steps: int
+    wall_seconds: float
+    config: dict[str, Any]
+    environment: dict[str, str]
+    curve: tuple[Evaluation, ...]
+
+    @property
+    def final(self) -> Evaluation:
+        """The last evaluation."""
+        return self.curve[-1]
+
+
+def append(path: pathlib.Path, record: Any) -> None:
+    """Adds a dataclass instance to a file as one line of JSON."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        file.write(json.dumps(dataclasses.asdict(record)) + "\n")
+
+
+def read_runs(path: pathlib.Path) -> list[RunRecord]:
+    """All runs of a file, in order; none if there is no file.
+
+    Raises:
+        InputError: a line is not a run record; a last line that a stop cut short is left out.
+    """
+    if not path.exists():
+        return []
+    *lines, unfinished = path.read_text().split("\n")
+    del unfinished  # "" after a whole last line
+    runs = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            fields = json.loads(line)
+            fields["curve"] = tuple(Evaluation(**evaluation) for evaluation in fields["curve"])
+            runs.append(RunRecord(**fields))
+        except (json.JSONDecodeError, TypeError, KeyError) as error:
+            raise InputError(
+                f"{path}, line {number} is not a run record ({error}); mend or delete that line"
+            ) from error
+    return runs
+
+
+@functools.cache
+def environment() -> dict[str, str]:
+    """Commit, library versions and platform, for a record."""
+    import jax
+
+    versions = {
+        name: importlib.metadata.version(name)
+        for name in ("jax", "flax", "optax", "numpy")
+    }
+    return {
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "device": jax.devices()[0].device_kind,
+        **versions,
+    }
+
+
+def _commit() -> str:
+    """The checkout's commit, with `+` if files differ from it; "" outside a checkout."""
+    root = pathlib.Path(__file__).resolve().parents[2]
+
+    def git(*words: str) -> str:
+        done = subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, check=False)
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    if pathlib.Path(git("rev-parse", "--show-toplevel") or "/nonexistent") != root:
+        return ""
+    return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")

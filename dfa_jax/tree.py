@@ -1,0 +1,57 @@
+"""Arithmetic on pytrees of arrays, and nested dicts addressed by path."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+Path = tuple[str, ...]
+
+
+def add(left: Any, right: Any) -> Any:
+    """Leafwise sum of two trees of the same structure."""
+    return jax.tree.map(jnp.add, left, right)
+
+
+def size(tree: Any) -> int:
+    """Number of scalars in all leaves (works on abstract arrays)."""
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def norm(tree: Any) -> Float[Array, ""]:
+    """Euclidean norm of all leaves as one vector."""
+    return jnp.sqrt(sum(jnp.vdot(leaf, leaf).real for leaf in jax.tree.leaves(tree)))
+
+
+def get(tree: Mapping[str, Any], path: Path) -> Any:
+    """The subtree of a nested dict at `path`.
+
+    >>> get({"a": {"b": 1}}, ("a", "b"))
+    1
+    """
+    for name in path:
+        tree = tree[name]
+    return tree
+
+
+def put(tree: Mapping[str, Any], path: Path, value: Any) -> dict[str, Any]:
+    """A nested dict with `value` at `path`; the given one is not changed.
+
+    >>> put({"a": {"b": 1}}, ("a", "c"), 2)
+    {'a': {'b': 1, 'c': 2}}
+    """
+    if not path:
+        return value
+    head, *rest = path
+    return {**tree, head: put(tree.get(head, {}), tuple(rest), value)}
+
+
+def cosine(left: Array, right: Array) -> Float[Array, ""]:
+    """Cosine of the angle between two arrays as vectors; NaN where either is zero.
+
+    >>> cosine(jnp.array([1.0, 0.0]), jnp.array([3.0, 0.0])).item()
+    1.0
+    """
+    return jnp.vdot(left, right) / (jnp.linalg.norm(left.ravel()) * jnp.linalg.norm(right.ravel()))
