@@ -37,9 +37,15 @@ def sigmoid_cross_entropy(
 
 
 def squared_error(
-    outputs: Float[Array, "*batch features"], targets: Float[Array, "*batch features"]
+    outputs: Float[Array, "*batch features"],
+    targets: Float[Array, "*batch features"] | Int[Array, "*batch"],
 ) -> Float[Array, "*batch"]:
-    """`1/2 |outputs - targets|^2` per example; the error at the outputs is `outputs - targets`."""
+    """`1/2 |outputs - targets|^2` per example; the error at the outputs is `outputs - targets`.
+
+    Integer labels count as one-hot targets.
+    """
+    if jnp.issubdtype(targets.dtype, jnp.integer):
+        targets = jax.nn.one_hot(targets, outputs.shape[-1], dtype=outputs.dtype)
     return 0.5 * jnp.square(outputs - targets).sum(-1)
 
 

@@ -1,1 +1,9 @@
-"""."""
+"""Where batches come from: embedded digits, any TFDS image set, minibatches addressed by step."""
+
+from dfa_jax.data.base import Dataset as Dataset
+from dfa_jax.data.base import EpochShuffle as EpochShuffle
+from dfa_jax.data.base import ImageArrays as ImageArrays
+from dfa_jax.data.digits import load_digits as load_digits
+from dfa_jax.data.images import ImageData as ImageData
+from dfa_jax.data.images import Standardize as Standardize
+from dfa_jax.data.tfds import load_tfds as load_tfds

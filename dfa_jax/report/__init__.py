@@ -1,1 +1,1 @@
-"""."""
+"""From records to tables, figures and one page a recipe."""

@@ -1,0 +1,108 @@
+"""What a data set is, and the order in which its examples are seen."""
+
+import dataclasses
+import functools
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Int32
+
+from dfa_jax.errors import InputError
+from dfa_jax.types import Batch
+
+
+class Dataset(NamedTuple):
+    """A data set in memory, ready to train on.
+
+    Attributes:
+        name: as the configuration spells it.
+        train: inputs `[n, height, width, channels]` float32 and targets `[n]` int32, NumPy arrays.
+        test: the same for the examples that measure; a validation set where one was asked for.
+        num_classes: targets are in `[0, num_classes)`.
+    """
+
+    name: str
+    train: Batch
+    test: Batch
+    num_classes: int
+
+
+class ImageArrays(NamedTuple):
+    """A data set as its source stores it.
+
+    Attributes:
+        name: as the configuration spells it.
+        train: inputs `[n, height, width, channels]` uint8 and targets `[n]` int32, NumPy arrays.
+        test: the same for the test split.
+        num_classes: targets are in `[0, num_classes)`.
+        pixel_max: the value of a fully bright pixel.
+    """
+
+    name: str
+    train: Batch
+    test: Batch
+    num_classes: int
+    pixel_max: int
+
+
+@dataclasses.dataclass(frozen=True)
+class EpochShuffle:
+    """Minibatches addressed by step: a run resumes at any step from one integer.
+
+    Epoch `e` visits the examples in the order `permutation(fold_in(key(seed), e), num_examples)`;
+    what remains of it after the last full batch is dropped.
+
+    Attributes:
+        num_examples: size of the training set, examples.
+        batch_size: examples a step.
+        seed: of the permutations; the order depends on nothing else but `num_examples`.
+
+    Raises:
+        InputError: a batch is empty or larger than the training set.
+
+    >>> shuffle = EpochShuffle(num_examples=10, batch_size=4, seed=0)
+    >>> shuffle.steps_per_epoch, shuffle.indices(start=1, num_steps=3).shape
+    (2, (3, 4))
+    """
+
+    num_examples: int
+    batch_size: int
+    seed: int
+
+    def __post_init__(self):
+        if self.batch_size < 1:
+            raise InputError(f"batch_size is {self.batch_size}; expected at least 1 example")
+        if self.batch_size > self.num_examples:
+            raise InputError(
+                f"batch_size is {self.batch_size} but there are {self.num_examples} training"
+                f" examples; lower batch_size to at most {self.num_examples} or use more examples"
+            )
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Full batches an epoch."""
+        return self.num_examples // self.batch_size
+
+    def indices(self, start: int, num_steps: int) -> Int32[np.ndarray, "num_steps batch_size"]:
+        """The examples of steps `start` to `start + num_steps - 1`, one row a step.
+
+        Raises:
+            InputError: `start` or `num_steps` is negative.
+        """
+        if start < 0 or num_steps < 0:
+            raise InputError(f"start is {start}, num_steps is {num_steps}; expected at least 0 steps")
+        rows = np.empty((num_steps, self.batch_size), np.int32)
+        for row, step in zip(rows, range(start, start + num_steps), strict=True):
+            epoch, position = divmod(step, self.steps_per_epoch)
+            order = _permutation(self.seed, epoch, self.num_examples)
+            row[:] = order[position * self.batch_size :][: self.batch_size]
+        return rows
+
+
+@functools.lru_cache(maxsize=8)
+def _permutation(seed: int, epoch: int, num_examples: int) -> np.ndarray:
+    key = jax.random.fold_in(jax.random.key(seed), epoch)
+    order = np.array(jax.random.permutation(key, num_examples), np.int32)
+    order.flags.writeable = False  # every caller shares the cached array
+    return order

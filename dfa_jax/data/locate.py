@@ -1,0 +1,62 @@
+"""Where TensorFlow Datasets' prepared sets are on this machine; offline and at once."""
+
+import os
+import pathlib
+from collections.abc import Sequence
+
+from dfa_jax.errors import InputError, unknown
+
+WELL_KNOWN = ("digits", "mnist", "fashion_mnist", "kmnist", "cifar10", "cifar100", "svhn_cropped")
+"""Names to suggest beside those that are prepared; `digits` is embedded."""
+
+
+def data_directory(data_dir: str | os.PathLike[str] | None) -> pathlib.Path:
+    """Where prepared sets are: `data_dir`, else `$TFDS_DATA_DIR`, else `~/tensorflow_datasets`."""
+    chosen = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    return pathlib.Path(os.path.expanduser(chosen))
+
+
+def find_prepared(name: str, directory: pathlib.Path) -> pathlib.Path:
+    """The folder of a prepared set, named `set` or `set/config`, either with `:version`.
+
+    Raises:
+        InputError: it is not there; says how to get it, or which name is near.
+    """
+    prepared = prepared_sets(directory)
+    if name in prepared:
+        return prepared[name]
+    base = name.split(":")[0].split("/")[0]
+    variants = [other for other in prepared if other.startswith((f"{base}/", f"{base}:"))]
+    if variants:
+        raise InputError(f"{unknown('data set', name, variants)} (in {directory})")
+    if base not in WELL_KNOWN and base not in _registered():
+        latest = (other for other in prepared if ":" not in other)
+        names = dict.fromkeys((*WELL_KNOWN, *latest))
+        raise InputError(f"{unknown('data set', name, names)} (searched {directory})")
+    raise InputError(
+        f"data set '{name}' is not in {directory}: get it with `pip install 'dfa_jax[prepare]'` and"
+        f" `python -m dfa_jax.data.prepare {name} --data-dir {directory}`, or point --data.data-dir"
+        " or TFDS_DATA_DIR at a folder that has it"
+    )
+
+
+def prepared_sets(directory: pathlib.Path) -> dict[str, pathlib.Path]:
+    """Folders of the sets in `directory` by `name:version`, and by name for the latest version."""
+    found = []
+    for depth in ("*/*", "*/*/*"):  # set/version, set/config/version
+        for info in directory.glob(f"{depth}/dataset_info.json"):
+            numbers = info.parent.name.split(".")
+            if all(number.isdecimal() for number in numbers):  # not an `incomplete.*` folder
+                found.append((tuple(map(int, numbers)), info.parent))
+    by_name = {}
+    for _, folder in sorted(found):
+        name = folder.parent.relative_to(directory).as_posix()
+        by_name[name] = by_name[f"{name}:{folder.name}"] = folder
+    return by_name
+
+
+def _registered() -> Sequence[str]:
+    """Names that TFDS can prepare."""
+    import tensorflow_datasets as tfds  # slow to import
+
+    return tfds.list_builders(with_community_datasets=False)

@@ -1,0 +1,133 @@
+"""Image-classification sets in TensorFlow Datasets' prepared form, read without TensorFlow."""
+
+import contextlib
+import hashlib
+import os
+import pathlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from dfa_jax.data.base import ImageArrays
+from dfa_jax.data.cache import cached_arrays
+from dfa_jax.data.locate import data_directory, find_prepared
+from dfa_jax.errors import InputError
+from dfa_jax.types import Batch
+
+_CHUNK = 1000  # examples decoded at a time
+
+
+def load_tfds(name: str, data_dir: str | os.PathLike[str] | None = None) -> ImageArrays:
+    """The training split and the test split (else the validation split) of a prepared set.
+
+    It opens the prepared folder with the reader under `tfds.data_source`, since that function would
+    start to download a set that is missing. Decoded splits are cached (`dfa_jax.data.cache`).
+
+    Args:
+        name: `set` or `set/config`, either with `:version`; by default the latest that is prepared.
+        data_dir: folder of prepared sets; by default `TFDS_DATA_DIR`, else `~/tensorflow_datasets`.
+
+    Raises:
+        InputError: the set is unknown, not prepared, damaged, or not of 8-bit images of one shape.
+    """
+    folder = find_prepared(name, data_directory(data_dir))
+    with _readable(name, folder):
+        import tensorflow_datasets as tfds  # slow to import
+
+        builder = tfds.builder_from_directory(folder)
+        num_classes = _check_features(name, builder.info.features)
+        key = f"{builder.info.full_name.replace('/', '-')}-{_fingerprint(folder)}"
+        train, test = (
+            _read_split(f"data set '{name}', split '{split}'", f"{key}-{split}", source, num_classes)
+            for split, source in _open_splits(name, builder).items()
+        )
+    if train.inputs.shape[1:] != test.inputs.shape[1:]:
+        raise InputError(
+            f"data set '{name}' has training images {train.inputs.shape[1:]} and test images"
+            f" {test.inputs.shape[1:]}; expected one shape"
+        )
+    return ImageArrays(name, train, test, num_classes, pixel_max=255)
+
+
+def _check_features(name: str, features: Any) -> int:
+    """The number of classes of a set of 8-bit images with labels, or an InputError."""
+    from tensorflow_datasets import features as kinds
+
+    image, label = (dict(features).get(key) for key in ("image", "label"))
+    is_image = isinstance(image, kinds.Image) and image.np_dtype == np.uint8
+    if not (is_image and isinstance(label, kinds.ClassLabel) and label.num_classes):
+        found = ", ".join(f"'{key}' ({type(kind).__name__})" for key, kind in features.items())
+        raise InputError(
+            f"data set '{name}' has features {found}; expected 'image' (Image of uint8) and 'label'"
+            " (ClassLabel with its number of classes)"
+        )
+    return label.num_classes
+
+
+def _open_splits(name: str, builder: Any) -> dict[str, Sequence]:
+    """The training split, then the one to test on."""
+    splits = builder.info.splits
+    test_split = "test" if "test" in splits else "validation"
+    if "train" not in splits or test_split not in splits:
+        raise InputError(
+            f"data set '{name}' has splits {', '.join(splits)}; expected 'train' and one of 'test'"
+            " and 'validation'"
+        )
+    return {split: builder.as_data_source(split) for split in ("train", test_split)}
+
+
+def _fingerprint(folder: pathlib.Path) -> str:
+    """Changes with any file of the prepared set: their names, sizes and times of change."""
+    status = sorted((file.name, file.stat()) for file in folder.iterdir())
+    seen = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in status]
+    return hashlib.sha256(repr(seen).encode()).hexdigest()[:16]
+
+
+def _read_split(where: str, key: str, source: Sequence, num_classes: int) -> Batch:
+    arrays = cached_arrays(key, lambda: _decode(where, source))
+    labels = arrays["labels"]
+    if labels.min() < 0 or labels.max() >= num_classes:
+        raise InputError(
+            f"{where} has labels {labels.min()} to {labels.max()}; expected 0 to {num_classes - 1}"
+        )
+    return Batch(arrays["images"], labels)
+
+
+def _decode(where: str, source: Sequence) -> dict[str, np.ndarray]:
+    """All examples of a split, `images [n, height, width, channels]` and `labels [n]`."""
+    if not len(source):
+        raise InputError(f"{where} is empty; prepare the set again")
+    shape = source[0]["image"].shape
+    images = np.empty((len(source), *shape), np.uint8)
+    labels = np.empty(len(source), np.int32)
+    for start in range(0, len(source), _CHUNK):
+        chunk = range(start, min(start + _CHUNK, len(source)))
+        for i, example in zip(chunk, source.__getitems__(chunk), strict=True):
+            if example["image"].shape != shape:
+                raise InputError(
+                    f"{where} has images of shapes {shape} and {example['image'].shape}; expected one"
+                    " shape: prepare a resized copy of the set"
+                )
+            images[i], labels[i] = example["image"], example["label"]
+    return {"images": images, "labels": labels}
+
+
+@contextlib.contextmanager
+def _readable(name: str, folder: pathlib.Path) -> Iterator[None]:
+    """Turns what TFDS raises over a damaged set into one line."""
+    remedy = f"`python -m dfa_jax.data.prepare {name} --data-dir OTHER_FOLDER`"
+    try:
+        yield
+    except InputError:
+        raise
+    except NotImplementedError as error:
+        raise InputError(
+            f"data set '{name}' in {folder} is not stored as array_record, and other formats need"
+            f" TensorFlow to read; prepare it anew with {remedy}"
+        ) from error
+    except Exception as error:  # TFDS, array_record, protobuf and Pillow share no base class
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"data set '{name}' in {folder} cannot be read ({reason}); prepare it anew with {remedy}"
+        ) from error

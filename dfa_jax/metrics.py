@@ -1,0 +1,126 @@
+"""Accuracy, gradient alignment per site, and norms."""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from dfa_jax import tree
+from dfa_jax.autodiff import sites
+from dfa_jax.models.base import Model
+from dfa_jax.rules import Backprop, LearningRule
+from dfa_jax.types import Batch, LossFn, Params, PRNGKey, RuleState
+
+
+def correct(
+    logits: Float[Array, "*batch classes"], labels: Int[Array, "*batch"]
+) -> Bool[Array, "*batch"]:
+    """Whether the largest logit is the label's."""
+    return logits.argmax(-1) == labels
+
+
+class Alignment(NamedTuple):
+    """Cosines between two errors over the examples of a batch; NaN where no example counts.
+
+    Attributes:
+        mean: over the examples that count, `[*stack]`.
+        spread: standard deviation over them, `[*stack]`.
+        fraction: of examples that count, `[*stack]`.
+    """
+
+    mean: Float[Array, "*stack"]
+    spread: Float[Array, "*stack"]
+    fraction: Float[Array, "*stack"]
+
+
+def error_alignment(
+    error: Array, reference: Array, *, num_stack: int = 0, num_batch: int = 1
+) -> Alignment:
+    r"""Cosine, example by example, between an error and the reference (backpropagation's).
+
+        cos_b = <delta_b, g_b> / (|delta_b| |g_b|)
+
+    Each vector is scaled by its largest entry first, so nothing underflows on the way. An example does
+    not count where the largest entry of its reference is below `tiny / eps` of its type (1e-31 in
+    float32), since rounding decides its direction there, nor where its error is zero.
+
+    Args:
+        error: `delta`, `[*stack, *batch, *features]`.
+        reference: `g`, of the same shape.
+        num_stack: layer axes in front.
+        num_batch: batch axes behind them.
+
+    >>> a = error_alignment(jnp.array([[1.0, 0.0]]), jnp.array([[1e-20, 1e-20]]))
+    >>> round(a.mean.item(), 4), a.fraction.item()
+    (0.7071, 1.0)
+    """
+    stack = error.shape[:num_stack]
+    examples = math.prod(error.shape[num_stack : num_stack + num_batch])
+    delta = error.reshape(*stack, examples, -1).astype(jnp.float32)
+    g = reference.reshape(*stack, examples, -1).astype(jnp.float32)
+    floor = jnp.finfo(reference.dtype).tiny / jnp.finfo(reference.dtype).eps
+    counts = (jnp.abs(g).max(-1) > floor) & (jnp.abs(delta).max(-1) > 0)
+    cosine = jnp.sum(_unit(delta) * _unit(g), -1)
+    number = counts.sum(-1)
+    mean = jnp.sum(cosine, -1, where=counts) / number
+    variance = jnp.sum(jnp.square(cosine - mean[..., None]), -1, where=counts) / number
+    return Alignment(mean, jnp.sqrt(variance), number / examples)
+
+
+def _unit(x: Float[Array, "*any features"]) -> Float[Array, "*any features"]:
+    """Unit vectors along the last axis, zero for a zero vector, without under- or overflow."""
+    largest = jnp.abs(x).max(-1, keepdims=True)
+    scaled = x / jnp.where(largest > 0, largest, 1)
+    return scaled / jnp.maximum(jnp.linalg.norm(scaled, axis=-1, keepdims=True), 1)
+
+
+def site_metrics(
+    key: PRNGKey,
+    model: Model,
+    rule: LearningRule,
+    loss_fn: LossFn,
+    params: Params,
+    rule_state: RuleState,
+    batch: Batch,
+) -> dict[str, Array]:
+    """What a rule does at each site of a model on one batch, by name.
+
+    `gradient_alignment/<site>` and its `_spread` (over examples), `weight_alignment/<map>` where the
+    rule defines it, `activity_norm/<site>` and `error_norm/<site>` (root mean square over examples of
+    the vector's norm; the error is that of the mean loss), `weight_norm/<path>`. A stacked site has
+    one entry a layer, `<site>[0]`, `<site>[1]`, ...
+    """
+    errors = rule.errors(key, model, loss_fn, params, rule_state, batch)
+    reference = Backprop().errors(key, model, loss_fn, params, (), batch)
+    outputs, activities = sites.activities(model, params, batch.inputs)
+    num_batch = outputs.ndim - 1
+    found: dict[str, Array] = {}
+    for site, place in model.where.items():
+        axes = {"num_stack": len(place.stack), "num_batch": num_batch}
+        alignment = error_alignment(errors[site], reference[site], **axes)
+        found |= _by_layer("gradient_alignment", site, alignment.mean)
+        found |= _by_layer("gradient_alignment_spread", site, alignment.spread)
+        found |= _by_layer("activity_norm", site, _example_norm(activities[site], **axes))
+        found |= _by_layer("error_norm", site, _example_norm(errors[site], **axes))
+    aligned = rule.weight_alignment(model, params, rule_state)
+    found |= {f"weight_alignment/{name}": value for name, value in aligned.items()}
+    for path, leaf in jax.tree.leaves_with_path(params):
+        name = "/".join(part.key for part in path)
+        found[f"weight_norm/{name}"] = tree.norm(leaf)
+    return found
+
+
+def _example_norm(x: Array, num_stack: int, num_batch: int) -> Float[Array, "*stack"]:
+    stack = x.shape[:num_stack]
+    examples = math.prod(x.shape[num_stack : num_stack + num_batch])
+    vectors = x.reshape(*stack, examples, -1).astype(jnp.float32)
+    return jnp.sqrt(jnp.square(vectors).sum(-1).mean(-1))
+
+
+def _by_layer(kind: str, site: str, values: Any) -> dict[str, Array]:
+    """One named scalar a layer; a site that is not stacked has one."""
+    if values.ndim == 0:
+        return {f"{kind}/{site}": values}
+    return {f"{kind}/{site}[{i}]": value for i, value in enumerate(values.reshape(-1))}

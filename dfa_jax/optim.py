@@ -1,0 +1,88 @@
+"""Optimiser and schedule configuration, built by Optax."""
+
+import dataclasses
+import math
+from typing import Any, Literal
+
+import jax
+import optax
+
+from dfa_jax.errors import InputError
+
+_DECAYED = ("kernel", "embedding", "feedback")
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+    """First-order optimiser, learning-rate schedule and decoupled weight decay.
+
+    Attributes:
+        name: `sgd` (with `momentum`), `adam`, or `rmsprop`.
+        learning_rate: peak rate, per step.
+        momentum: of `sgd`.
+        b1: decay of Adam's first moment.
+        b2: decay of Adam's second moment and of RMSprop's.
+        eps: added to the root of the second moment.
+        weight_decay: decoupled, times the learning rate; of kernels, embeddings and learned feedback
+            only, never of biases, scales or fixed feedback.
+        clip_norm: global norm above which gradients are scaled down; none if 0.
+        schedule: `constant`, `cosine` to zero, or `linear` to zero, after the warm-up.
+        warmup_fraction: fraction of all steps over which the rate rises linearly from zero.
+    """
+
+    name: Literal["sgd", "adam", "rmsprop"] = "adam"
+    learning_rate: float = 1e-3
+    momentum: float = 0.0
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    clip_norm: float = 0.0
+    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    warmup_fraction: float = 0.0
+
+    def __post_init__(self):
+        for name in ("momentum", "b1", "b2", "warmup_fraction"):
+            _check(name, getattr(self, name), "in [0, 1)", lambda x: 0 <= x < 1)
+        for name in ("weight_decay", "clip_norm"):
+            _check(name, getattr(self, name), ">= 0", lambda x: x >= 0)
+        for name in ("learning_rate", "eps"):
+            _check(name, getattr(self, name), "positive", lambda x: x > 0)
+
+    def rate(self, num_steps: int) -> optax.Schedule:
+        """Learning rate by step, over `num_steps` steps."""
+        warmup = round(self.warmup_fraction * num_steps)
+        rest = max(num_steps - warmup, 1)
+        after = {
+            "constant": optax.constant_schedule(self.learning_rate),
+            "cosine": optax.cosine_decay_schedule(self.learning_rate, rest),
+            "linear": optax.linear_schedule(self.learning_rate, 0.0, rest),
+        }[self.schedule]
+        rise = optax.linear_schedule(0.0, self.learning_rate, max(warmup, 1))
+        return optax.join_schedules([rise, after], [warmup])
+
+    def build(self, num_steps: int) -> optax.GradientTransformation:
+        """The Optax transformation for a run of `num_steps` steps."""
+        scale = {
+            "sgd": optax.trace(self.momentum) if self.momentum else optax.identity(),
+            "adam": optax.scale_by_adam(self.b1, self.b2, self.eps),
+            "rmsprop": optax.scale_by_rms(self.b2, self.eps),
+        }[self.name]
+        return optax.chain(
+            optax.clip_by_global_norm(self.clip_norm) if self.clip_norm else optax.identity(),
+            scale,
+            optax.add_decayed_weights(self.weight_decay, decayed)
+            if self.weight_decay
+            else optax.identity(),
+            optax.scale_by_learning_rate(self.rate(num_steps)),
+        )
+
+
+def decayed(params: Any) -> Any:
+    """Which parameters weight decay applies to, by the last part of their path."""
+    return jax.tree.map_with_path(lambda path, _: path[-1].key in _DECAYED, params)
+
+
+def _check(name: str, value: float, expected: str, holds: Any) -> None:
+    if not (math.isfinite(value) and holds(value)):
+        raise InputError(f"optimizer.{name} is {value}; expected a finite number {expected}")

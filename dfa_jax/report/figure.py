@@ -1,0 +1,143 @@
+"""The figures of recipes."""
+
+import io
+from collections.abc import Callable, Sequence
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from dfa_jax.report import panel, series, style
+from dfa_jax.report.recipe import BASELINE, group_of
+from dfa_jax.report.series import Series
+from dfa_jax.report.statistics import summarise
+from dfa_jax.report.style import Theme
+from dfa_jax.train.records import RunRecord
+
+DPI = 160
+
+
+def draw(name: str, records: Sequence[RunRecord], theme: Theme = "light") -> bytes:
+    """A recipe's figure as PNG; `records` must not be empty."""
+    with matplotlib.rc_context(style.settings(theme)):
+        figure = FIGURES[name](records, theme)
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=DPI)
+    return buffer.getvalue()
+
+
+def learning_curves(records: Sequence[RunRecord], theme: Theme) -> Figure:
+    """Test error against epochs, a panel per group; below, alignment where it was measured."""
+    groups = list(dict.fromkeys(group_of(record.variant) for record in records))
+    aligned = bool(series.aligned_sites(informative(records)))
+    figure, axes = panel.panels(1 + aligned, len(groups))
+    for column, group in enumerate(groups):
+        runs = by_rule([record for record in records if group_of(record.variant) == group])
+        draw_error(axes[0, column], runs, theme)
+        axes[0, column].set_title(f"Test error, {group}" if group else "Test error")
+        if aligned:
+            draw_alignment(axes[1, column], runs, theme)
+            axes[1, column].set_title("Alignment with the true gradient")
+        axes[-1, column].set_xlabel("epochs")
+    panel.log_percent_axis(axes[0])
+    axes[0, 0].set_ylabel("test error, %")
+    if aligned:
+        axes[1, 0].set_ylabel("cosine, mean over examples")
+    panel.rule_legend(figure, list(by_rule(records)), theme)
+    return figure
+
+
+def depth(records: Sequence[RunRecord], theme: Theme) -> Figure:
+    """Test error and alignment against depth, and alignment by layer in the deepest network."""
+    figure, axes = panel.panels(1, 3)
+    error, mean_alignment, by_layer = axes[0]
+    for rule, runs in by_rule(records).items():
+        panel.line(error, against_depth(runs, final_error), rule, theme)
+        aligned = [run for run in informative(runs) if series.aligned_sites([run])]
+        if aligned:
+            deepest = max(map(num_layers, aligned))
+            panel.line(mean_alignment, against_depth(aligned, final_alignment), rule, theme)
+            panel.line(by_layer, against_layer(aligned, deepest), rule, theme)
+    panel.log_percent_axis([error])
+    error.set(title="Test error", xlabel="hidden layers", ylabel="test error, %")
+    mean_alignment.set(title="Alignment, mean over layers", xlabel="hidden layers")
+    mean_alignment.set_ylabel("cosine with the true gradient")
+    title = f"Alignment by layer, {max(map(num_layers, records))} layers"
+    by_layer.set(title=title, xlabel="layer, from the input")
+    panel.cosine_axis(mean_alignment)
+    panel.cosine_axis(by_layer)
+    panel.rule_legend(figure, list(by_rule(records)), theme)
+    return figure
+
+
+FIGURES: dict[str, Callable[[Sequence[RunRecord], Theme], Figure]] = {
+    "learning_curves": learning_curves,
+    "depth": depth,
+}
+
+
+def by_rule(records: Sequence[RunRecord]) -> dict[str, list[RunRecord]]:
+    """The records of each rule."""
+    grouped: dict[str, list[RunRecord]] = {}
+    for record in records:
+        grouped.setdefault(record.rule, []).append(record)
+    return grouped
+
+
+def informative(runs: Sequence[RunRecord]) -> list[RunRecord]:
+    """Without backpropagation, whose alignment with itself is 1."""
+    return [run for run in runs if run.rule != BASELINE]
+
+
+def num_layers(record: RunRecord) -> int:
+    """Hidden layers of a recorded perceptron."""
+    return len(record.config["model"]["widths"])
+
+
+def draw_error(axes: Axes, runs: dict[str, list[RunRecord]], theme: Theme) -> None:
+    """Test error against epochs, a line per rule."""
+    for rule, group in runs.items():
+        curve = series.over_epochs(group, series.test_error)
+        trained = curve.x > 0  # chance level at the start would flatten the rest
+        panel.line(axes, Series(*(column[trained] for column in curve)), rule, theme)
+
+
+def draw_alignment(axes: Axes, runs: dict[str, list[RunRecord]], theme: Theme) -> None:
+    """Gradient alignment against epochs, a line per rule and site."""
+    sites = series.aligned_sites([run for group in runs.values() for run in informative(group)])
+    for rule, group in runs.items():
+        for place, site in enumerate(sites):
+            curve = series.over_epochs(informative(group), lambda e, s=site: series.alignment(e).get(s))
+            if len(curve.x):
+                dashes = panel.DASHES[place % len(panel.DASHES)]
+                panel.line(axes, curve, rule, theme, dashes)
+    panel.cosine_axis(axes)
+    panel.dash_legend(axes, sites, theme)
+
+
+def against_depth(runs: Sequence[RunRecord], quantity: Callable[[RunRecord], float]) -> Series:
+    """A quantity of the runs against their number of layers."""
+    values: dict[int, list[float]] = {}
+    for run in runs:
+        values.setdefault(num_layers(run), []).append(quantity(run))
+    return series.from_summaries((layers, summarise(found)) for layers, found in values.items())
+
+
+def against_layer(runs: Sequence[RunRecord], layers: int) -> Series:
+    """Final alignment against the layer, counted from 1 at the input, of the runs of one depth."""
+    runs = [run for run in runs if num_layers(run) == layers]
+    return series.from_summaries(
+        (layer, summarise([series.alignment(run.final)[site] for run in runs]))
+        for layer, site in enumerate(series.aligned_sites(runs), start=1)
+    )
+
+
+def final_error(run: RunRecord) -> float:
+    """Test error at the end, %."""
+    return series.test_error(run.final)
+
+
+def final_alignment(run: RunRecord) -> float:
+    """Gradient alignment at the end, mean over sites."""
+    return float(np.mean(list(series.alignment(run.final).values())))

@@ -1,0 +1,80 @@
+"""The parts of figures: panels, lines with bands, axes, the legend of rules."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+from dfa_jax.report import style
+from dfa_jax.report.series import Series
+from dfa_jax.report.style import Theme
+
+DASHES = ("-", (0, (5, 1.5)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5)))
+
+
+def panels(num_rows: int, num_columns: int) -> tuple[Figure, np.ndarray]:
+    """A figure and its panels, `[row, column]`; panels of a row share their y axis."""
+    size = (max(4.3 * num_columns, 6.4) + 0.6, 3.6 * num_rows + 0.5)
+    figure = Figure(figsize=size, layout="constrained")  # no pyplot: no global state, no display
+    return figure, figure.subplots(num_rows, num_columns, squeeze=False)
+
+
+def line(axes: Axes, curve: Series, rule: str, theme: Theme, dashes=DASHES[0]) -> None:
+    """The mean as a line in the rule's colour, the interval as a band."""
+    colour = style.colour(rule, theme)
+    axes.plot(
+        curve.x,
+        curve.mean,
+        color=colour,
+        linestyle=dashes,
+        marker=style.rule_style(rule).marker,
+        markevery=max(1, len(curve.x) // 8),
+    )
+    axes.fill_between(curve.x, curve.low, curve.high, color=colour, alpha=0.18, linewidth=0)
+
+
+def log_percent_axis(axes: Sequence[Axes]) -> None:
+    """One logarithmic range of per cents for all panels, with plain labels at 1, 1.5, 2, 3, ..."""
+    lines = [line for panel in axes for line in panel.lines]
+    drawn = [y for line in lines for y in np.asarray(line.get_ydata(), float) if y > 0]
+    low, high = (min(drawn), max(drawn)) if drawn else (1.0, 100.0)
+    ticks = [m * 10.0**e for e in range(-3, 3) for m in (1, 1.5, 2, 3, 5, 7)]
+    for panel in axes:
+        panel.set_yscale("log")
+        panel.set_ylim(low / 1.25, min(high * 1.25, 100))
+        panel.yaxis.set_major_locator(FixedLocator(ticks))
+        panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        panel.yaxis.set_minor_locator(NullLocator())
+
+
+def cosine_axis(axes: Axes) -> None:
+    """From just below 0, or the lowest value, to 1, with a line at 0."""
+    axes.set_ylim(min(-0.05, axes.get_ylim()[0]), 1.0)
+    axes.axhline(0, color=axes.xaxis.label.get_color(), linewidth=0.8)
+
+
+def rule_legend(figure: Figure, rules: Sequence[str], theme: Theme) -> None:
+    """All rules above the panels."""
+    handles = [
+        Line2D(
+            [],
+            [],
+            color=style.colour(rule, theme),
+            marker=style.rule_style(rule).marker,
+            label=style.label(rule),
+        )
+        for rule in rules
+    ]
+    figure.legend(handles=handles, loc="outside upper center", ncols=min(len(rules), 5))
+
+
+def dash_legend(axes: Axes, sites: Sequence[str], theme: Theme) -> None:
+    """Which dashes are which site."""
+    handles = [
+        Line2D([], [], color=style.INK[theme], linestyle=DASHES[i % len(DASHES)], label=site)
+        for i, site in enumerate(sites)
+    ]
+    axes.legend(handles=handles, loc="best")

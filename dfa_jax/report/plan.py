@@ -1,0 +1,84 @@
+"""Which runs a recipe needs, and which of them its records already hold."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from dfa_jax.errors import InputError
+from dfa_jax.report.recipe import Recipe
+from dfa_jax.train.config import TrainConfig, to_dict
+from dfa_jax.train.records import RunRecord
+
+PLACES = ("seed", "data.data_dir")
+"""Where a configuration may differ without being another experiment."""
+
+
+class Planned(NamedTuple):
+    """One run of a recipe."""
+
+    variant: str
+    seed: int
+    config: TrainConfig
+
+
+def plan(recipe: Recipe) -> list[Planned]:
+    """All runs in order: seed by seed, variants in the recipe's order, so a stop leaves balance."""
+    return [
+        Planned(variant, seed, dataclasses.replace(config, seed=seed))
+        for seed in recipe.seeds
+        for variant, config in recipe.variants.items()
+    ]
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by dotted name, `seed` and places on disk left out.
+
+    >>> flatten({"seed": 1, "rule": {"name": "shallow"}})
+    {'rule.name': 'shallow'}
+    """
+    flat = {}
+    for key, value in config.items():
+        name = prefix + key
+        if isinstance(value, Mapping):
+            flat |= flatten(value, name + ".")
+        elif name not in PLACES:
+            flat[name] = list(value) if isinstance(value, tuple) else value
+    return flat
+
+
+def changes(config: TrainConfig, record: RunRecord) -> list[str]:
+    """The settings in which a recorded run differs from a configuration, "name: old -> new"."""
+    new, old = flatten(to_dict(config)), flatten(record.config)
+    missing = "absent"
+    return [
+        f"{name}: {old.get(name, missing)} -> {new.get(name, missing)}"
+        for name in sorted(new.keys() | old.keys())
+        if new.get(name, missing) != old.get(name, missing)
+    ]
+
+
+def outdated(recipe: Recipe, records: Sequence[RunRecord]) -> list[RunRecord]:
+    """Records of the recipe's variants that another configuration made."""
+    return [
+        record
+        for record in records
+        if record.variant in recipe.variants and changes(recipe.variants[record.variant], record)
+    ]
+
+
+def matching(recipe: Recipe, records: Sequence[RunRecord]) -> list[RunRecord]:
+    """One record per variant and seed, in the order of the recipe's variants, then by seed.
+
+    Raises:
+        InputError: a record of a variant was made with another configuration.
+    """
+    old = outdated(recipe, records)
+    if old:
+        differences = "; ".join(changes(recipe.variants[old[0].variant], old[0])[:4])
+        raise InputError(
+            f"{len(old)} recorded runs of '{recipe.name}' have another configuration, the first"
+            f" '{old[0].variant}' seed {old[0].seed} ({differences}); --overwrite replaces them"
+        )
+    order = {variant: place for place, variant in enumerate(recipe.variants)}
+    found = {(order[r.variant], r.seed): r for r in records if r.variant in order}
+    return [found[place] for place in sorted(found)]

@@ -1,0 +1,103 @@
+"""Runs what a recipe's records lack, one appended record a run."""
+
+import dataclasses
+import os
+import pathlib
+import statistics
+from collections.abc import Callable, Sequence
+
+from dfa_jax.report import plan
+from dfa_jax.report.recipe import Recipe
+from dfa_jax.report.series import test_error
+from dfa_jax.report.table import format_seconds
+from dfa_jax.train import loop, records
+from dfa_jax.train.config import TrainConfig
+from dfa_jax.train.records import RunRecord
+
+
+def run(
+    recipe: Recipe,
+    path: pathlib.Path,
+    *,
+    data_dir: pathlib.Path | None = None,
+    overwrite: bool = False,
+    say: Callable[[str], None] = print,
+) -> list[RunRecord]:
+    """Makes the runs that `path` does not hold yet; a stop loses at most the run in progress.
+
+    Args:
+        recipe: what to run, as `recipe.load` gives it.
+        path: the records, JSON lines.
+        data_dir: where data sets are, in place of the configurations' own.
+        overwrite: replace recorded runs whose configuration has changed, rather than refuse.
+        say: receives one line a run.
+
+    Returns:
+        The recipe's records, old and new.
+
+    Raises:
+        InputError: a recorded run has another configuration and `overwrite` is not set.
+    """
+    drop_unfinished_line(path)
+    if overwrite:
+        drop_outdated(recipe, path)
+    held = plan.matching(recipe, records.read_runs(path))
+    done = {(record.variant, record.seed) for record in held}
+    todo = [one for one in plan.plan(recipe) if (one.variant, one.seed) not in done]
+    total = len(plan.plan(recipe))
+    for place, one in enumerate(todo):
+        result = loop.fit(located(one.config, data_dir), progress=False)
+        record = dataclasses.replace(result.record, recipe=recipe.name, variant=one.variant)
+        records.append(path, record)
+        held.append(record)
+        left = format_seconds(seconds_left(todo[place + 1 :], held))
+        say(f"[{total - len(todo) + place + 1}/{total}] {describe(record)}; {left} left")
+    return plan.matching(recipe, held)
+
+
+def located(config: TrainConfig, data_dir: pathlib.Path | None) -> TrainConfig:
+    """The configuration with its data elsewhere on disk."""
+    if data_dir is None:
+        return config
+    return dataclasses.replace(
+        config, data=dataclasses.replace(config.data, data_dir=str(data_dir))
+    )
+
+
+def describe(record: RunRecord) -> str:
+    """One run in a few words."""
+    error = test_error(record.final)
+    seconds = format_seconds(record.wall_seconds)
+    return f"{record.variant}, seed {record.seed}: test error {error:.2f} % in {seconds}"
+
+
+def seconds_left(todo: Sequence[plan.Planned], held: Sequence[RunRecord]) -> float:
+    """Duration of the rest from the recorded runs: the variant's own mean, else the mean of all."""
+    by_variant: dict[str, list[float]] = {}
+    for record in held:
+        by_variant.setdefault(record.variant, []).append(record.wall_seconds)
+    anything = [record.wall_seconds for record in held]
+    return sum(statistics.fmean(by_variant.get(one.variant, anything)) for one in todo)
+
+
+def drop_unfinished_line(path: pathlib.Path) -> None:
+    """Cuts off a last line that a stop left without its end, or the next record would join it."""
+    if path.exists():
+        content = path.read_bytes()
+        whole = content.rfind(b"\n") + 1
+        if whole < len(content):
+            os.truncate(path, whole)
+
+
+def drop_outdated(recipe: Recipe, path: pathlib.Path) -> None:
+    """Rewrites the records without those of another configuration, in one atomic step."""
+    held = records.read_runs(path)
+    outdated = {id(record) for record in plan.outdated(recipe, held)}
+    if outdated:
+        draft = path.with_suffix(".draft")
+        draft.unlink(missing_ok=True)
+        draft.touch()
+        for record in held:
+            if id(record) not in outdated:
+                records.append(draft, record)
+        draft.replace(path)

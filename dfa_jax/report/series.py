@@ -1,0 +1,71 @@
+"""Curves over seeds, ready to draw: records in, arrays out."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from dfa_jax.report.statistics import Summary, summarise
+from dfa_jax.train.records import Evaluation, RunRecord
+
+ALIGNMENT = "gradient_alignment/"
+"""Prefix of the metric that holds a site's gradient alignment, a cosine."""
+
+
+class Series(NamedTuple):
+    """Mean and 95 % interval along an axis.
+
+    Attributes:
+        x: where, `[point]`.
+        mean: over seeds, `[point]`.
+        low, high: ends of the interval, `[point]`; equal to the mean for a single seed.
+    """
+
+    x: np.ndarray
+    mean: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+
+
+def from_summaries(points: Iterable[tuple[float, Summary]]) -> Series:
+    """A series of summarised points, in order of x."""
+    table = [(x, summary.mean, *summary.interval) for x, summary in sorted(points)]
+    return Series(*np.array(table, float).reshape(-1, 4).T)
+
+
+def over_epochs(
+    runs: Sequence[RunRecord], quantity: Callable[[Evaluation], float | None]
+) -> Series:
+    """A quantity of the evaluations against epochs; points where it is absent are left out."""
+    values: dict[float, list[float]] = {}
+    for run in runs:
+        for evaluation in run.curve:
+            value = quantity(evaluation)
+            if value is not None and np.isfinite(value):
+                values.setdefault(evaluation.epoch, []).append(value)
+    return from_summaries((epoch, summarise(found)) for epoch, found in values.items())
+
+
+def test_error(evaluation: Evaluation) -> float:
+    """Test error, %."""
+    return 100 * (1 - evaluation.test_accuracy)
+
+
+def train_error(evaluation: Evaluation) -> float:
+    """Error over the training batches since the previous evaluation, %."""
+    return 100 * (1 - evaluation.train_accuracy)
+
+
+def alignment(evaluation: Evaluation) -> dict[str, float]:
+    """Gradient alignment by site, in forward order."""
+    found = evaluation.metrics.items()
+    return {name.removeprefix(ALIGNMENT): v for name, v in found if name.startswith(ALIGNMENT)}
+
+
+def aligned_sites(runs: Sequence[RunRecord]) -> list[str]:
+    """Sites with a finite gradient alignment anywhere, in forward order."""
+    sites: dict[str, None] = {}
+    for run in runs:
+        for evaluation in run.curve:
+            sites |= {s: None for s, value in alignment(evaluation).items() if np.isfinite(value)}
+    return list(sites)

@@ -1,0 +1,95 @@
+"""How figures look: one colour and marker per learning rule, two themes."""
+
+import zlib
+from typing import Any, Literal, NamedTuple
+
+Theme = Literal["light", "dark"]
+
+
+class RuleStyle(NamedTuple):
+    """How a learning rule is drawn, the same in every figure and page.
+
+    Attributes:
+        light: colour on white.
+        dark: colour on near-black.
+        marker: so that colour is never the only difference.
+    """
+
+    light: str
+    dark: str
+    marker: str
+
+
+# Okabe and Ito's palette, which the common colour blindnesses keep apart; lighter on dark paper.
+RULE_STYLES = {
+    "backprop": RuleStyle("#1a1a1a", "#f2f2f2", "o"),
+    "direct_feedback_alignment": RuleStyle("#0072b2", "#4db2ee", "s"),
+    "feedback_alignment": RuleStyle("#d55e00", "#ff8a3d", "^"),
+    "shallow": RuleStyle("#8a8a8a", "#9a9a9a", "D"),
+    "direct_random_target_projection": RuleStyle("#009e73", "#2fd0a3", "v"),
+    "kolen_pollack": RuleStyle("#cc79a7", "#e79cc5", "P"),
+    "uniform_sign": RuleStyle("#56b4e9", "#8fd0f7", "X"),
+    "fixed_random_sign": RuleStyle("#e69f00", "#ffbf3f", "<"),
+    "batchwise_random_sign": RuleStyle("#a6761d", "#d0a04a", ">"),
+}
+SPARE = (
+    RuleStyle("#332288", "#9d8df1", "p"),
+    RuleStyle("#882255", "#d9679b", "h"),
+    RuleStyle("#117733", "#5fc77f", "*"),
+    RuleStyle("#999933", "#cfcf5a", "8"),
+)
+"""For rules that have no style of their own yet."""
+
+PAPER = {"light": "#ffffff", "dark": "#15181d"}
+INK = {"light": "#24292f", "dark": "#dfe3e8"}
+GRID = {"light": "#e4e7eb", "dark": "#2c323a"}
+
+
+def rule_style(rule: str) -> RuleStyle:
+    """The rule's style; for an unlisted rule, one that its name always maps to."""
+    return RULE_STYLES.get(rule) or SPARE[zlib.crc32(rule.encode()) % len(SPARE)]
+
+
+def colour(rule: str, theme: Theme) -> str:
+    """The rule's colour on a theme's paper."""
+    return getattr(rule_style(rule), theme)
+
+
+def label(rule: str) -> str:
+    """A rule's name in a legend."""
+    return rule.replace("_", " ")
+
+
+def settings(theme: Theme) -> dict[str, Any]:
+    """Matplotlib's rcParams."""
+    ink, paper, grid = INK[theme], PAPER[theme], GRID[theme]
+    return {
+        "figure.facecolor": paper,
+        "axes.facecolor": paper,
+        "savefig.facecolor": paper,
+        "text.color": ink,
+        "axes.labelcolor": ink,
+        "axes.titlecolor": ink,
+        "xtick.color": ink,
+        "ytick.color": ink,
+        "axes.edgecolor": ink,
+        "axes.linewidth": 0.8,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "axes.axisbelow": True,
+        "grid.color": grid,
+        "grid.linewidth": 0.8,
+        "font.size": 11,
+        "axes.titlesize": 12,
+        "axes.titleweight": "bold",
+        "axes.titlelocation": "left",
+        "axes.titlepad": 10,
+        "axes.labelsize": 11,
+        "xtick.labelsize": 10,
+        "ytick.labelsize": 10,
+        "legend.frameon": False,
+        "legend.fontsize": 10,
+        "lines.linewidth": 1.8,
+        "lines.markersize": 4.5,
+    }

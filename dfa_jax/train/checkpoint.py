@@ -1,0 +1,41 @@
+"""Checkpoints of all the state, by Orbax."""
+
+import pathlib
+from typing import Any
+
+import orbax.checkpoint as ocp
+
+from dfa_jax.train.state import TrainState
+
+
+class Checkpoints:
+    """The newest two checkpoints of a run, under `<run_dir>/checkpoints`; a context manager."""
+
+    def __init__(self, directory: pathlib.Path):
+        # Not asynchronous: the next dispatch is given these very buffers to write over.
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=2, create=True, enable_async_checkpointing=False
+        )
+        self._manager = ocp.CheckpointManager(directory.resolve(), options=options)
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._manager.close()  # waits for what is being written
+
+    @property
+    def latest(self) -> int | None:
+        """Step of the newest whole checkpoint, if there is one."""
+        return self._manager.latest_step()
+
+    def save(self, state: TrainState) -> None:
+        """Writes the state under its step; a stop while writing leaves the one before whole."""
+        arguments = ocp.args.StandardSave(state._asdict())
+        self._manager.save(int(state.step), args=ocp.args.Composite(state=arguments))
+
+    def restore(self, like: Any) -> TrainState:
+        """The newest state, as arrays with the shapes, types and shardings of the abstract `like`."""
+        arguments = ocp.args.StandardRestore(like._asdict())
+        restored = self._manager.restore(self.latest, args=ocp.args.Composite(state=arguments))
+        return TrainState(**restored["state"])

@@ -1,0 +1,168 @@
+"""A configuration as a command line: every field of every part is an option.
+
+`--rule NAME` and `--model NAME` choose the part; `--rule.feedback-scale 0.5` sets a field of it.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import re
+import sys
+import types
+import typing
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, NoReturn
+
+import flax.linen as nn
+
+from dfa_jax import errors
+from dfa_jax.models import MLP, ConvNet
+from dfa_jax.rules import RULES
+from dfa_jax.train.config import TrainConfig, config_fields
+
+MODELS: dict[str, type[nn.Module]] = {"mlp": MLP, "convnet": ConvNet}
+PARTS: dict[str, dict[str, Any]] = {"rule": RULES, "model": MODELS}
+
+
+@contextlib.contextmanager
+def exit_on_bad_input(script: str) -> Iterator[None]:
+    """Bad input becomes one line on standard error and exit code 2; faults keep their traceback."""
+    try:
+        yield
+    except errors.InputError as error:
+        print(f"{script}: error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser that refuses bad input as the library does, and guesses misspelt options."""
+
+    def __init__(self, **options: Any):
+        super().__init__(
+            allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter, **options
+        )
+
+    def error(self, message: str) -> NoReturn:
+        """One line, as `InputError`."""
+        raise errors.InputError(message)
+
+    def parse(self, arguments: Sequence[str]) -> argparse.Namespace:
+        """Parses all arguments; an unknown one is refused with the nearest option."""
+        namespace, unknown = self.parse_known_args(arguments)
+        if unknown:
+            option = unknown[0].split("=")[0]
+            raise errors.InputError(_unknown_option(option, sorted(self._option_string_actions)))
+        return namespace
+
+
+def parse_config(config: TrainConfig, arguments: Sequence[str]) -> TrainConfig:
+    """The configuration with the command line's options put in.
+
+    Raises:
+        InputError: an unknown option (with the nearest known one), or a value of the wrong type.
+
+    >>> parse_config(TrainConfig(), ["--rule", "shallow", "--optimizer.learning-rate", "0.1"]).rule
+    Shallow()
+    """
+    parser = Parser(add_help=False)
+    for part, choices in PARTS.items():
+        parser.add_argument(f"--{part}", help=f"one of {', '.join(choices)}")
+    chosen, rest = parser.parse_known_args(arguments)
+    for part, choices in PARTS.items():
+        name = getattr(chosen, part)
+        if name is not None:
+            if name not in choices:
+                raise errors.InputError(errors.unknown(part.replace("rule", "learning rule"), name, choices))
+            config = dataclasses.replace(config, **{part: choices[name]()})
+    full = Parser(parents=[parser], prog="train.py RECIPE")
+    _add_options(full, config, "")
+    return _put_in(config, vars(full.parse(rest)), "")
+
+
+def _add_options(parser: Parser, config: Any, prefix: str) -> None:
+    """One option a field, parts by their dotted path; a default stays unset until given."""
+    hints = typing.get_type_hints(type(config))
+    meanings = _attribute_docs(type(config))
+    for field in config_fields(config):
+        value = getattr(config, field.name)
+        name = prefix + field.name
+        if _is_part(value):
+            _add_options(parser, value, name + ".")
+            continue
+        meaning = meanings.get(field.name, "").replace("%", "%%")
+        parser.add_argument(
+            "--" + name.replace("_", "-"),
+            dest=name,
+            default=argparse.SUPPRESS,
+            help=f"{meaning} [{value}]",
+            **_reader(hints[field.name]),
+        )
+
+
+def _put_in(config: Any, given: dict[str, Any], prefix: str) -> Any:
+    """Replaces the given fields, parts first."""
+    changes = {}
+    for field in config_fields(config):
+        value, name = getattr(config, field.name), prefix + field.name
+        if _is_part(value):
+            new = _put_in(value, given, name + ".")
+            if new != value:
+                changes[field.name] = new
+        elif name in given:
+            changes[field.name] = given[name]
+    if isinstance(config, nn.Module):
+        return config.clone(**changes) if changes else config
+    return dataclasses.replace(config, **changes)
+
+
+def _is_part(value: Any) -> bool:
+    return dataclasses.is_dataclass(value) and not isinstance(value, type)
+
+
+def _reader(hint: Any) -> dict[str, Any]:
+    """argparse keywords that read a field of this type."""
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        (kind,) = (option for option in inner if option is not type(None))
+        return {"type": _optional(_reader(kind).get("type", str)), "metavar": "VALUE"}
+    if origin is Literal:
+        return {"choices": inner}
+    if origin is tuple:
+        return {"type": inner[0], "nargs": "+", "action": _Tuple, "metavar": "VALUE"}
+    if hint is bool:
+        return {"type": _boolean, "metavar": "true|false"}
+    return {"type": hint, "metavar": "VALUE"}
+
+
+class _Tuple(argparse.Action):
+    def __call__(self, parser, namespace, values, option_string=None):
+        """Stores the values as the tuple that a frozen configuration needs."""
+        setattr(namespace, self.dest, tuple(values))
+
+
+def _optional(kind: Any) -> Any:
+    def read(text: str) -> Any:
+        return None if text.lower() == "none" else kind(text)
+
+    read.__name__ = f"{kind.__name__} or none"
+    return read
+
+
+def _boolean(text: str) -> bool:
+    if text.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"'{text}' is neither true nor false")
+    return text.lower() == "true"
+
+
+def _attribute_docs(kind: type) -> dict[str, str]:
+    """The `Attributes:` section of a docstring, by field."""
+    section = (kind.__doc__ or "").partition("Attributes:\n")[2]
+    entries = re.findall(r"^ {8}(\w+): ((?:.+)(?:\n {12}.+)*)", section, flags=re.M)
+    return {name: re.sub(r"\s+", " ", text).strip() for name, text in entries}
+
+
+def _unknown_option(option: str, known: list[str]) -> str:
+    message = errors.unknown("option", option, known)
+    return message if len(known) <= 12 else message.split(" Known: ")[0] + " See --help"
+
+

@@ -1,0 +1,108 @@
+"""What a run is: one frozen value, which is also its command line and its record."""
+
+import dataclasses
+from typing import Any, Literal
+
+import flax.linen as nn
+
+from dfa_jax.data import ImageData
+from dfa_jax.errors import InputError
+from dfa_jax.losses import LOSSES
+from dfa_jax.models import MLP
+from dfa_jax.optim import Optimizer
+from dfa_jax.rules import RULES, Backprop, LearningRule
+
+Loss = Literal["softmax_cross_entropy", "sigmoid_cross_entropy", "squared_error"]
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """A training run: data, model, learning rule, optimiser and schedule.
+
+    Attributes:
+        data: which images.
+        model: the Flax module to train.
+        sites: its credit sites, submodule paths or glob patterns.
+        rule: the learning rule.
+        loss: per example; the objective is its mean.
+        optimizer: how gradients move parameters.
+        batch_size: examples a step, over all devices.
+        num_epochs: passes over the training set.
+        eval_every: epochs between evaluations (and checkpoints).
+        alignment_examples: training examples on which alignment and norms are measured at each
+            evaluation; 0 for none.
+        seed: of parameters, feedback and order of examples.
+        model_axis: devices over which each layer's width is split.
+    """
+
+    data: ImageData = ImageData()
+    model: nn.Module = MLP()
+    sites: tuple[str, ...] = ("layer_*",)
+    rule: LearningRule = Backprop()
+    loss: Loss = "softmax_cross_entropy"
+    optimizer: Optimizer = Optimizer()
+    batch_size: int = 128
+    num_epochs: float = 10.0
+    eval_every: float = 1.0
+    alignment_examples: int = 256
+    seed: int = 0
+    model_axis: int = 1
+
+    def __post_init__(self):
+        for name in ("batch_size", "num_epochs", "eval_every", "model_axis"):
+            if not getattr(self, name) > 0:
+                raise InputError(f"{name} is {getattr(self, name)}; expected a positive number")
+        if self.alignment_examples < 0 or self.seed < 0:
+            raise InputError(
+                f"alignment_examples is {self.alignment_examples} and seed {self.seed}; expected"
+                " numbers >= 0"
+            )
+        if self.loss not in LOSSES:
+            raise InputError(f"loss is '{self.loss}'; expected one of {', '.join(LOSSES)}")
+
+
+def rule_name(rule: LearningRule) -> str:
+    """The name under which a rule's class is registered, or the class's own."""
+    names = {kind: name for name, kind in RULES.items()}
+    return names.get(type(rule), type(rule).__name__)
+
+
+def to_dict(config: Any) -> Any:
+    """A configuration as JSON-able values; a rule or model carries its `name`.
+
+    >>> to_dict(TrainConfig())["rule"]
+    {'name': 'backprop'}
+    """
+    if dataclasses.is_dataclass(config):
+        fields = {f.name: to_dict(getattr(config, f.name)) for f in config_fields(config)}
+        if isinstance(config, LearningRule):
+            return {"name": rule_name(config), **fields}
+        if isinstance(config, nn.Module):
+            return {"name": type(config).__name__, **fields}
+        return fields
+    if isinstance(config, (tuple, list)):
+        return [to_dict(value) for value in config]
+    if config is None or isinstance(config, (bool, int, float, str)):
+        return config
+    return repr(config)
+
+
+def config_fields(config: Any) -> list[dataclasses.Field]:
+    """The fields that a user sets; Linen's own `parent` and `name` are not among them."""
+    hidden = ("parent", "name") if isinstance(config, nn.Module) else ()
+    return [f for f in dataclasses.fields(config) if f.init and f.name not in hidden]
+
+
+def difference(left: Any, right: Any, path: str = "") -> str:
+    """The first place where two configurations as dicts differ, in words; "" if they do not.
+
+    >>> difference({"a": {"b": 1}}, {"a": {"b": 2}})
+    'a.b is 1 there and 2 here'
+    """
+    if isinstance(left, dict) and isinstance(right, dict):
+        for name in left | right:
+            inner = f"{path}.{name}" if path else name
+            if found := difference(left.get(name), right.get(name), inner):
+                return found
+        return ""
+    return "" if left == right else f"{path} is {left} there and {right} here"

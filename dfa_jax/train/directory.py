@@ -1,0 +1,118 @@
+"""A run's directory: its configuration, its curve, its checkpoints; never overwritten unasked."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import shutil
+from typing import Any
+
+from dfa_jax.errors import InputError
+from dfa_jax.train import config as configs
+from dfa_jax.train import records
+from dfa_jax.train.config import TrainConfig
+
+_CONFIG = "config.json"
+_CURVE = "curve.jsonl"
+
+
+class RunDirectory:
+    """Files of one run.
+
+    | file | holds |
+    | --- | --- |
+    | `config.json` | the configuration |
+    | `curve.jsonl` | one evaluation a line |
+    | `checkpoints/` | all the state, by Orbax |
+    | `tensorboard/` | the same numbers as the curve, for TensorBoard |
+    | `record.json` | the whole run, once it has ended |
+    """
+
+    def __init__(self, path: pathlib.Path):
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+        self.tensorboard = path / "tensorboard"
+
+    @classmethod
+    def open(
+        cls, path: pathlib.Path, config: TrainConfig, *, resume: bool, overwrite: bool
+    ) -> "RunDirectory":
+        """Makes the directory, or takes up an existing one.
+
+        Raises:
+            InputError: it exists and neither `resume` nor `overwrite` was asked for, or both were; it
+                holds something that is not a run; its run has another configuration; it cannot be
+                written to.
+        """
+        if resume and overwrite:
+            raise InputError("--resume and --overwrite exclude each other; give one of them")
+        directory = cls(path)
+        try:
+            directory._claim(config, resume=resume, overwrite=overwrite)
+        except OSError as error:
+            raise InputError(
+                f"run directory {path} cannot be used ({error.strerror}); choose a folder that can be"
+                " written to"
+            ) from error
+        return directory
+
+    def _claim(self, config: TrainConfig, *, resume: bool, overwrite: bool) -> None:
+        if self.path.exists() and not self.path.is_dir():
+            raise InputError(f"run directory {self.path} is a file; choose another path")
+        taken = self.path.exists() and any(self.path.iterdir())
+        if taken and not (self.path / _CONFIG).exists():
+            raise InputError(
+                f"{self.path} exists and is not a run (it has no {_CONFIG}); choose another folder, or"
+                " remove it yourself"
+            )
+        if taken and overwrite:
+            shutil.rmtree(self.path)
+            taken = False
+        if taken and not resume:
+            raise InputError(
+                f"{self.path} holds a run already; add --resume to go on with it, --overwrite to start"
+                " again, or choose another folder"
+            )
+        if taken:
+            self._check_same(config)
+        else:
+            self.path.mkdir(parents=True, exist_ok=True)
+            _write(self.path / _CONFIG, configs.to_dict(config))
+
+    def _check_same(self, config: TrainConfig) -> None:
+        """Refuses to go on with a run of another configuration."""
+        try:
+            stored = json.loads((self.path / _CONFIG).read_text())
+        except json.JSONDecodeError as error:
+            raise InputError(
+                f"{self.path / _CONFIG} is damaged ({error}); start again with --overwrite"
+            ) from error
+        if found := configs.difference(stored, configs.to_dict(config)):
+            raise InputError(
+                f"{self.path} holds a run with another configuration: {found}; give the same one, or"
+                " choose another folder"
+            )
+
+    def append(self, evaluation: records.Evaluation) -> None:
+        """Adds a point to the curve."""
+        records.append(self.path / _CURVE, evaluation)
+
+    def curve_until(self, step: int) -> list[records.Evaluation]:
+        """The curve up to a step; later points, which a resumed run makes again, are removed."""
+        path = self.path / _CURVE
+        lines = path.read_text().split("\n")[:-1] if path.exists() else []
+        curve = [records.Evaluation(**json.loads(line)) for line in lines]
+        kept = [evaluation for evaluation in curve if evaluation.step <= step]
+        path.write_text("".join(json.dumps(dataclasses.asdict(e)) + "\n" for e in kept))
+        return kept
+
+    def finish(self, record: records.RunRecord) -> None:
+        """Writes the record of the whole run."""
+        _write(self.path / "record.json", dataclasses.asdict(record))
+
+
+def _write(path: pathlib.Path, content: Any) -> None:
+    """Writes JSON so that a stop leaves the old file or the new one, never half of one."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(content, indent=1) + "\n")
+    os.replace(partial, path)

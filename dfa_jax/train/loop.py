@@ -1,0 +1,335 @@
+"""The loop: it schedules steps, evaluations and checkpoints, and computes nothing itself.
+
+Many steps run in one dispatch, on data that is already on the device; while they run, the numbers of
+the dispatch before are fetched and shown.
+"""
+
+import dataclasses
+import functools
+import math
+import pathlib
+import time
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tensorboardX
+import tqdm
+from jax.sharding import Mesh
+from jaxtyping import Array, Int
+
+from dfa_jax import metrics, tree
+from dfa_jax.data import Dataset, EpochShuffle
+from dfa_jax.errors import InputError
+from dfa_jax.losses import LOSSES
+from dfa_jax.models import Model, from_linen
+from dfa_jax.optim import Optimizer
+from dfa_jax.rules import LearningRule
+from dfa_jax.train import sharding
+from dfa_jax.train.checkpoint import Checkpoints
+from dfa_jax.train.config import TrainConfig, rule_name, to_dict
+from dfa_jax.train.directory import RunDirectory
+from dfa_jax.train.records import Evaluation, RunRecord, environment
+from dfa_jax.train.state import TrainState, init_state
+from dfa_jax.train.step import train_step
+from dfa_jax.types import Batch, Params
+
+STEPS_PER_DISPATCH = 100
+_EVAL_BATCH = 500
+
+
+class Result(NamedTuple):
+    """A finished run: its record, the model, and the last state."""
+
+    record: RunRecord
+    model: Model
+    state: TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """What the compiled functions depend on; equal programs share one compilation."""
+
+    model: Model
+    rule: LearningRule
+    loss: str
+    optimizer: Optimizer
+    num_steps: int
+    mesh: Mesh
+
+    @property
+    def parts(self) -> dict[str, Any]:
+        """The keyword arguments of `train_step`."""
+        tx = self.optimizer.build(self.num_steps)
+        return {"model": self.model, "rule": self.rule, "loss_fn": LOSSES[self.loss], "tx": tx}
+
+
+def fit(
+    config: TrainConfig,
+    *,
+    run_dir: pathlib.Path | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> Result:
+    """Trains a model by a learning rule.
+
+    Args:
+        config: the run.
+        run_dir: where configuration, curve, checkpoints and TensorBoard files go; nothing is written
+            without it.
+        resume: go on with the run in `run_dir` (or start it, if there is none).
+        overwrite: replace the run in `run_dir`.
+        progress: show a bar with loss, accuracy, steps/s and the time left.
+
+    Raises:
+        InputError: the configuration cannot be run here (before any work), `run_dir` is taken, or the
+            loss is no longer finite.
+
+    >>> from dfa_jax.data import ImageData
+    >>> few = TrainConfig(data=ImageData(num_train=256), batch_size=64, num_epochs=1)
+    >>> fit(few, progress=False).record.num_steps
+    4
+    """
+    mesh = sharding.make_mesh(model_axis=config.model_axis, batch_size=config.batch_size)
+    dataset = config.data.load()
+    source = EpochShuffle(len(dataset.train.targets), config.batch_size, config.seed)
+    num_steps = max(1, round(config.num_epochs * source.steps_per_epoch))
+    program = Program(
+        _checked_model(config, dataset),
+        config.rule,
+        config.loss,
+        config.optimizer,
+        num_steps,
+        mesh,
+    )
+    run = _Run(config, program, dataset, source)
+    if run_dir is None:
+        return run.train(progress)
+    directory = RunDirectory.open(pathlib.Path(run_dir), config, resume=resume, overwrite=overwrite)
+    with Checkpoints(directory.checkpoints) as checkpoints:
+        return run.train(progress, directory, checkpoints)
+
+
+def _checked_model(config: TrainConfig, dataset: Dataset) -> Model:
+    """The model with its sites, after checking that it classifies as many classes as there are."""
+    example = jax.ShapeDtypeStruct(
+        (config.batch_size, *dataset.train.inputs.shape[1:]), dataset.train.inputs.dtype
+    )
+    model = from_linen(config.model, config.sites, example)
+    params = jax.eval_shape(model.init, jax.random.key(0), example)
+    outputs = jax.eval_shape(model.apply, params, example)
+    expected = (config.batch_size, dataset.num_classes)
+    if outputs.shape != expected:
+        raise InputError(
+            f"the model's outputs are {outputs.shape}; data set '{dataset.name}' needs {expected}: set"
+            f" the model's number of outputs to {dataset.num_classes}"
+        )
+    return model
+
+
+class _Run:
+    """One run in progress: what the loop keeps between dispatches."""
+
+    def __init__(
+        self, config: TrainConfig, program: Program, dataset: Dataset, source: EpochShuffle
+    ):
+        self.config, self.program, self.source = config, program, source
+        everywhere = sharding.replicated(program.mesh)
+        self.train_data = jax.device_put(dataset.train, everywhere)
+        self.test_data = jax.device_put(dataset.test, everywhere)
+        self.eval_steps = max(1, round(config.eval_every * source.steps_per_epoch))
+        self.curve: list[Evaluation] = []
+        self.elapsed_before = 0.0
+        self.started = time.perf_counter()
+
+    def train(
+        self,
+        progress: bool,
+        directory: RunDirectory | None = None,
+        checkpoints: Checkpoints | None = None,
+    ) -> Result:
+        """From the start or the last checkpoint to the end."""
+        state = self._initial_state(directory, checkpoints)
+        first = int(state.step)
+        writer = tensorboardX.SummaryWriter(str(directory.tensorboard)) if directory else None
+        with tqdm.tqdm(
+            total=self.program.num_steps,
+            initial=first,
+            unit="step",
+            desc=rule_name(self.config.rule),
+            disable=not progress,
+        ) as bar:
+            step = first
+            while step < self.program.num_steps:
+                end = min(step + self.eval_steps - step % self.eval_steps, self.program.num_steps)
+                state, means = self._steps(state, step, end, bar)
+                evaluation = self._evaluate(state, end, means)
+                self.curve.append(evaluation)
+                if directory and checkpoints and writer:
+                    # The curve goes first: a point without a checkpoint is made again on resume.
+                    directory.append(evaluation)
+                    _write_scalars(writer, evaluation)
+                    checkpoints.save(state)
+                step = end
+        if writer:
+            writer.close()
+        record = self._record(state)
+        if directory:
+            directory.finish(record)
+        return Result(record, self.program.model, state)
+
+    def _initial_state(
+        self, directory: RunDirectory | None, checkpoints: Checkpoints | None
+    ) -> TrainState:
+        """Freshly drawn on the devices where it stays, or restored there."""
+        example = jax.tree.map(lambda a: a[: self.config.batch_size], self.train_data)
+        key = jax.random.key(self.config.seed)
+        parts = self.program.parts
+        del parts["loss_fn"]
+        init = functools.partial(init_state, **parts)
+        abstract = jax.eval_shape(init, key, example)
+        shardings = sharding.state_shardings(self.program.mesh, abstract)
+        if directory and checkpoints and checkpoints.latest is not None:
+            like = jax.tree.map(
+                lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, shardings
+            )
+            state = checkpoints.restore(like)
+            self.curve = directory.curve_until(int(state.step))
+            self.elapsed_before = self.curve[-1].metrics["wall_seconds"]
+            return state
+        if directory:
+            directory.curve_until(0)
+        return jax.jit(init, out_shardings=shardings)(key, example)
+
+    def _steps(
+        self, state: TrainState, start: int, end: int, bar: tqdm.tqdm
+    ) -> tuple[TrainState, dict[str, float]]:
+        """Steps `start` to `end`, a dispatch at a time; the means of their metrics."""
+        sums = {"loss": 0.0, "accuracy": 0.0}
+        pending: tuple[int, int, dict[str, Array]] | None = None
+        for begin in [*range(start, end, STEPS_PER_DISPATCH), end]:
+            stop = min(begin + STEPS_PER_DISPATCH, end)
+            finished, pending = pending, None
+            if begin < end:
+                order = np.zeros((STEPS_PER_DISPATCH, self.config.batch_size), np.int32)
+                order[: stop - begin] = self.source.indices(begin, stop - begin)
+                state, totals = run_steps(
+                    state, self.train_data, order, stop - begin, program=self.program
+                )
+                pending = (begin, stop, totals)
+            if finished:
+                self._fetch(*finished, sums, bar)
+        return state, {name: total / (end - start) for name, total in sums.items()}
+
+    def _fetch(
+        self, begin: int, stop: int, totals: dict[str, Array], sums: dict[str, float], bar: tqdm.tqdm
+    ) -> None:
+        """Waits for a dispatch, adds its totals up, and shows them."""
+        values = {name: float(total) for name, total in totals.items()}
+        for name, value in values.items():
+            sums[name] += value
+        loss = values["loss"] / (stop - begin)
+        if not math.isfinite(loss):
+            raise InputError(
+                f"the loss is {loss} between steps {begin} and {stop}; lower"
+                f" --optimizer.learning-rate (now {self.config.optimizer.learning_rate}) or set"
+                " --optimizer.clip-norm"
+            )
+        bar.set_postfix(loss=f"{loss:.4f}", accuracy=f"{values['accuracy'] / (stop - begin):.4f}")
+        bar.update(stop - begin)
+
+    def _evaluate(self, state: TrainState, step: int, means: dict[str, float]) -> Evaluation:
+        """Test set and per-site measurements, at this step."""
+        tested = evaluate(state.params, self.test_data, program=self.program)
+        measured = {}
+        if self.config.alignment_examples:
+            number = min(self.config.alignment_examples, len(self.train_data.targets))
+            examples = jax.tree.map(lambda a: a[:number], self.train_data)
+            measured = measure_sites(state, examples, program=self.program)
+        found = {name: float(value) for name, value in measured.items()}
+        found = {name: value for name, value in found.items() if math.isfinite(value)}
+        found["wall_seconds"] = self.elapsed_before + time.perf_counter() - self.started
+        return Evaluation(
+            step=step,
+            epoch=step / self.source.steps_per_epoch,
+            train_loss=means["loss"],
+            train_accuracy=means["accuracy"],
+            test_loss=float(tested["loss"]),
+            test_accuracy=float(tested["accuracy"]),
+            metrics=found,
+        )
+
+    def _record(self, state: TrainState) -> RunRecord:
+        return RunRecord(
+            recipe="",
+            variant="",
+            rule=rule_name(self.config.rule),
+            seed=self.config.seed,
+            num_params=tree.size(state.params),
+            num_steps=self.program.num_steps,
+            wall_seconds=self.elapsed_before + time.perf_counter() - self.started,
+            config=to_dict(self.config),
+            environment=environment(),
+            curve=tuple(self.curve),
+        )
+
+
+@functools.partial(jax.jit, static_argnames="program", donate_argnames="state")
+def run_steps(
+    state: TrainState,
+    data: Batch,
+    order: Int[Array, "most batch"],
+    num_steps: int,
+    *,
+    program: Program,
+) -> tuple[TrainState, dict[str, Array]]:
+    """The first `num_steps` rows of `order` as steps; totals of loss and accuracy over them."""
+    parts, over_batch = program.parts, sharding.over_batch(program.mesh)
+
+    def one(i, carry):
+        state, totals = carry
+        batch = jax.tree.map(lambda a: a[order[i]], data)
+        batch = jax.lax.with_sharding_constraint(batch, over_batch)
+        state, found = train_step(state, batch, **parts)
+        return state, tree.add(totals, found)
+
+    totals = {"loss": jnp.zeros(()), "accuracy": jnp.zeros(())}
+    state, totals = jax.lax.fori_loop(0, num_steps, one, (state, totals))
+    shardings = sharding.state_shardings(program.mesh, state)
+    return jax.lax.with_sharding_constraint(state, shardings), totals
+
+
+@functools.partial(jax.jit, static_argnames="program")
+def evaluate(params: Params, data: Batch, *, program: Program) -> dict[str, Array]:
+    """Mean loss and accuracy over a whole set."""
+
+    def one(example: Batch) -> dict[str, Array]:
+        batch = jax.tree.map(lambda a: a[None], example)
+        outputs = program.model.apply(params, batch.inputs)
+        loss = LOSSES[program.loss](outputs, batch.targets)
+        right = metrics.correct(outputs, batch.targets)
+        return {"loss": loss[0], "accuracy": right[0].astype(jnp.float32)}
+
+    found = jax.lax.map(one, data, batch_size=_EVAL_BATCH)
+    return jax.tree.map(jnp.mean, found)
+
+
+@functools.partial(jax.jit, static_argnames="program")
+def measure_sites(state: TrainState, batch: Batch, *, program: Program) -> dict[str, Array]:
+    """`metrics.site_metrics` of a state on a batch."""
+    loss_fn = LOSSES[program.loss]
+    key = jax.random.fold_in(state.key, state.step)
+    return metrics.site_metrics(
+        key, program.model, program.rule, loss_fn, state.params, state.rule_state, batch
+    )
+
+
+def _write_scalars(writer: tensorboardX.SummaryWriter, evaluation: Evaluation) -> None:
+    numbers: dict[str, float] = dict(evaluation.metrics)
+    for name in ("train_loss", "train_accuracy", "test_loss", "test_accuracy"):
+        numbers[name] = getattr(evaluation, name)
+    for name, value in numbers.items():
+        writer.add_scalar(name, value, evaluation.step)
+    writer.flush()

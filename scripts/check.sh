@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# All that must pass, the quickest to fail first. CI runs this file; run it before you send a change.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+
+ruff check .
+ruff format --check .
+lint-imports
+pyright --pythonpath "$(command -v python)"
+mkdocs build --strict --quiet --site-dir "$scratch/site"
+pytest | tee "$scratch/pytest"
+pytest -m "slow and not device" | tee "$scratch/pytest-slow"
+python scripts/reproduce.py quickstart --results-dir "$scratch/results"
+
+tail -qn 1 "$scratch/pytest" "$scratch/pytest-slow"
