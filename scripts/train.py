@@ -1,4 +1,4 @@
-"""Trains one network: `python scripts/train.py RECIPE [--rule NAME] [--optimizer.learning-rate 0.01] ...`"""
+"""Trains one network: `python scripts/train.py RECIPE [--rule NAME] [--optimizer.learning-rate 0.01] ...`."""
 
 import pathlib
 import sys
@@ -8,10 +8,32 @@ from dfa_jax.train import fit
 from dfa_jax.train.cli import Parser, exit_on_bad_input, parse_config
 from dfa_jax.train.process import prepare_process
 
+USAGE = "python scripts/train.py RECIPE [options]"
+
 
 def main(arguments: list[str]) -> None:
-    """Trains the recipe's configuration with the command line's changes, in a run directory."""
-    run = Parser(prog="train.py RECIPE", add_help=False)
-    run.add_argument("--run-dir", type=pathlib.Path, default=None)
-    run.add_argument("--resume", action="store_true")
-    run.add_argument("--overwrite", action="store_true")
+    """Trains the recipe's configuration, with the command line's changes, in a run directory."""
+    parser = Parser(prog=USAGE, add_help=False)
+    parser.add_argument("recipe", metavar="RECIPE", help="a file under configs/, as quickstart")
+    parser.add_argument("--run-dir", type=pathlib.Path, help="where the run is kept [runs/RECIPE]")
+    parser.add_argument("--resume", action="store_true", help="go on with the run that is there")
+    parser.add_argument("--overwrite", action="store_true", help="replace the run that is there")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    run, options = parser.parse_known_args(arguments)
+    config = parse_config(recipe.load_config(run.recipe), options, parents=[parser])
+    run_dir = run.run_dir or pathlib.Path("runs") / run.recipe
+    prepare_process()
+    result = fit(
+        config,
+        run_dir=run_dir,
+        resume=run.resume,
+        overwrite=run.overwrite,
+        progress=not run.quiet,
+    )
+    final = result.record.final
+    print(f"test error {100 * (1 - final.test_accuracy):.2f} %, loss {final.test_loss:.4f}; {run_dir}")
+
+
+if __name__ == "__main__":
+    with exit_on_bad_input("train.py"):
+        main(sys.argv[1:])

@@ -22,14 +22,13 @@ from typing import Any, Literal, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax import errors as flax_errors
-from flax.core import tracers
+from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float
 
 from dfa_jax import tree
 from dfa_jax.autodiff import feedback
 from dfa_jax.errors import SiteError
-from dfa_jax.models.base import Model, Site, dropout_keys
+from dfa_jax.models.base import Model, Site, dropout_keys, in_raw_transform, raw_transform
 from dfa_jax.types import Batch, LossFn, Params, PRNGKey, SiteArrays
 
 _ORDERS = "dfa_jax_orders"
@@ -86,7 +85,9 @@ def site_gradients(
     cut_orders = _cut_orders(model)
 
     def forward_cut(params):
-        return apply_with_orders(model, params, batch.inputs, cut_orders, key=key)
+        return _refuse_output_site(
+            model, *apply_with_orders(model, params, batch.inputs, cut_orders, key=key)
+        )
 
     if error_tap == "logits":
         (outputs, activities), pull = jax.vjp(forward_cut, params)
@@ -173,7 +174,15 @@ def activities(
 
 def activity_shapes(model: Model, params: Params, inputs: Any) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes of the site activities; nothing is computed, and abstract parameters will do."""
-    return jax.eval_shape(lambda p, x: activities(model, p, x)[1], params, inputs)
+    return abstract_forward(model, params, inputs)[1]
+
+
+def abstract_forward(
+    model: Model, params: Params, inputs: Any
+) -> tuple[Any, dict[str, jax.ShapeDtypeStruct]]:
+    """Shapes of the outputs and of the site activities."""
+    key = jax.random.key(0)  # dropout wants one; nothing is drawn
+    return jax.eval_shape(lambda p, x: activities(model, p, x, key=key), params, inputs)
 
 
 def apply_with_orders(
@@ -269,6 +278,8 @@ def _visit(module: nn.Module, place: str, order: dict[str, Array], value: Any) -
 
 def _record(module: nn.Module, name: str, place: str, h: Array) -> None:
     """Puts the activity where it can leave the module, or says why it cannot."""
+    if in_raw_transform(module):  # the activity would leak out as a constant, with no gradient
+        raise SiteError(raw_transform(name))
     if not module.is_mutable_collection("intermediates"):
         raise SiteError(
             f"site '{name}' is inside a lifted loop that does not carry 'intermediates'; add it:"
@@ -276,13 +287,6 @@ def _record(module: nn.Module, name: str, place: str, h: Array) -> None:
         )
     if module.has_variable("intermediates", _RECORD + place):
         raise SiteError(f"site '{name}' is called more than once in a forward pass")
-    try:
-        tracers.check_trace_level(module.scope.trace_level)
-    except flax_errors.JaxTransformError as error:
-        raise SiteError(
-            f"site '{name}' is inside a raw JAX transform (jax.jit, lax.scan, jax.vmap, ...), which"
-            " its activity cannot leave; use the lifted one (nn.jit, nn.scan, nn.vmap)"
-        ) from error
     module.put_variable("intermediates", _RECORD + place, h)
 
 
@@ -296,6 +300,29 @@ def _read_record(records: dict[str, Any], site: str, place: Site) -> Array:
         ) from None
 
 
+def _refuse_output_site(model: Model, outputs: Any, activities: SiteArrays) -> Any:
+    """The identity, but for an error where no parameter moves the outputs from above the sites.
+
+    A site that is the model's output through a scan, a remat or a tuple is not seen before here.
+    """
+
+    @jax.custom_jvp
+    def check(outputs, activities):
+        return outputs, activities
+
+    def check_jvp(primals, tangents):
+        if all(isinstance(t, SymbolicZero) for t in jax.tree.leaves(tangents[0])):
+            raise SiteError(
+                f"no parameter lies between the last site, '{model.sites[-1]}', and the model's"
+                " outputs, so nothing would learn from the exact output error; leave out the site"
+                " that is the model's output"
+            )
+        return primals, jax.tree.map(_instantiate, tangents)
+
+    check.defjvp(check_jvp, symbolic_zeros=True)
+    return check(outputs, activities)
+
+
 def _like_activities(sent: SiteArrays, activities: SiteArrays) -> SiteArrays:
     """The errors in the activities' types, after checking their shapes."""
     for site, h in activities.items():
@@ -303,6 +330,10 @@ def _like_activities(sent: SiteArrays, activities: SiteArrays) -> SiteArrays:
             found = sent[site].shape if site in sent else "none"
             raise SiteError(f"site '{site}' needs an error of shape {h.shape}; it was sent {found}")
     return {site: sent[site].astype(h.dtype) for site, h in activities.items()}
+
+
+def _instantiate(tangent: Any) -> Any:
+    return jnp.zeros(tangent.shape, tangent.dtype) if isinstance(tangent, SymbolicZero) else tangent
 
 
 def _is_float(leaf: Any) -> bool:

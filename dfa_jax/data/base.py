@@ -91,7 +91,9 @@ class EpochShuffle:
             InputError: `start` or `num_steps` is negative.
         """
         if start < 0 or num_steps < 0:
-            raise InputError(f"start is {start}, num_steps is {num_steps}; expected at least 0 steps")
+            raise InputError(
+                f"start is {start}, num_steps is {num_steps}; expected at least 0 steps"
+            )
         rows = np.empty((num_steps, self.batch_size), np.int32)
         for row, step in zip(rows, range(start, start + num_steps), strict=True):
             epoch, position = divmod(step, self.steps_per_epoch)

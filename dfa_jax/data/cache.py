@@ -1,5 +1,6 @@
 """Decoded arrays kept between runs, because decoding 70,000 images takes half a minute."""
 
+import contextlib
 import os
 import pathlib
 import tempfile
@@ -9,9 +10,7 @@ from collections.abc import Callable
 import numpy as np
 
 
-def cached_arrays(
-    name: str, build: Callable[[], dict[str, np.ndarray]]
-) -> dict[str, np.ndarray]:
+def cached_arrays(name: str, build: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     """The arrays under `name` from the user's cache, or else from `build`, which then fills it.
 
     The cache never fails a run: a file that cannot be read is built again, and a folder that cannot
@@ -23,10 +22,8 @@ def cached_arrays(
             return dict(stored)
     except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
         arrays = build()
-    try:
+    with contextlib.suppress(OSError):  # read-only or full: only the next run is slower
         _write(path, arrays)
-    except OSError:
-        pass  # read-only or full: the arrays are at hand, only the next run is slower
     return arrays
 
 

@@ -1,5 +1,7 @@
 """The embedded data set: 1,797 handwritten digits of 8x8 pixels, no download."""
 
+from typing import Any
+
 import numpy as np
 
 from dfa_jax.data.base import ImageArrays
@@ -17,7 +19,7 @@ def load_digits() -> ImageArrays:
     """
     from sklearn import datasets  # slow to import
 
-    source = datasets.load_digits()
+    source: Any = datasets.load_digits()
     images = source.images.astype(np.uint8)[..., None]
     labels = source.target.astype(np.int32)
     # RandomState and not default_rng: NumPy promises that its stream never changes.

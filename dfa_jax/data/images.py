@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import numbers
 from typing import Literal, get_args
 
 import jax
@@ -31,7 +30,7 @@ class ImageData:
         num_test: test (or validation) examples to use, chosen likewise; default all.
         num_validation: training examples set aside to replace the test set, for tuning; 0 for none.
         image_size: side of the square to resize to, pixels; default as stored.
-        standardize: pixels in [0, 1], or standardised over the training set as a whole or by channel.
+        standardize: to [0, 1], or to mean 0 and deviation 1 of all training pixels or by channel.
     """
 
     name: str = "digits"
@@ -44,14 +43,14 @@ class ImageData:
 
     def __post_init__(self):
         if not self.name:
-            raise InputError("data name is empty; expected 'digits' or the name of a TFDS image set")
+            raise InputError("name is empty; expected 'digits' or the name of a TFDS image set")
         for field in ("num_train", "num_test", "image_size"):
             value = getattr(self, field)
-            if value is not None and not (isinstance(value, numbers.Integral) and value > 0):
+            if value is not None and not (isinstance(value, int) and value > 0):
                 raise InputError(
                     f"{field} is {value!r}; expected a positive integer, or None for what is stored"
                 )
-        if not (isinstance(self.num_validation, numbers.Integral) and self.num_validation >= 0):
+        if not (isinstance(self.num_validation, int) and self.num_validation >= 0):
             raise InputError(
                 f"num_validation is {self.num_validation!r}; expected a number of examples, or 0 to"
                 " keep the test set"
@@ -89,8 +88,8 @@ class ImageData:
         num_left = len(order) - self.num_validation
         if num_left < 1:
             raise InputError(
-                f"num_validation is {self.num_validation} but '{self.name}' has {len(order)} training"
-                " examples; leave some to train on"
+                f"num_validation is {self.num_validation} but '{self.name}' has {len(order)}"
+                " training examples; leave some to train on"
             )
         train = _first("num_train", self.num_train, order[:num_left], "training")
         if self.num_validation:
@@ -101,7 +100,8 @@ class ImageData:
 
 
 def _order(num_examples: int) -> np.ndarray:
-    """A fixed shuffled order; RandomState and not default_rng, whose stream may change with NumPy."""
+    """A fixed shuffled order."""
+    # RandomState and not default_rng: NumPy promises that its stream never changes.
     return np.random.RandomState(0).permutation(num_examples)
 
 
@@ -119,7 +119,7 @@ def _take(batch: Batch, order: np.ndarray) -> Batch:
 
 
 def _resized(images: np.ndarray, size: int | None) -> np.ndarray:
-    """float32 `[n, size, size, channels]`, linear with antialiasing; pixel values keep their range."""
+    """float32 `[n, size, size, channels]`, linear with antialiasing; keeps the pixels' range."""
     num, height, width, channels = images.shape
     if size is None or (height, width) == (size, size):
         return images.astype(np.float32)

@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import os
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -39,7 +39,7 @@ def load_tfds(name: str, data_dir: str | os.PathLike[str] | None = None) -> Imag
         num_classes = _check_features(name, builder.info.features)
         key = f"{builder.info.full_name.replace('/', '-')}-{_fingerprint(folder)}"
         train, test = (
-            _read_split(f"data set '{name}', split '{split}'", f"{key}-{split}", source, num_classes)
+            _read_split(f"'{name}', split '{split}'", f"{key}-{split}", source, num_classes)
             for split, source in _open_splits(name, builder).items()
         )
     if train.inputs.shape[1:] != test.inputs.shape[1:]:
@@ -65,7 +65,7 @@ def _check_features(name: str, features: Any) -> int:
     return label.num_classes
 
 
-def _open_splits(name: str, builder: Any) -> dict[str, Sequence]:
+def _open_splits(name: str, builder: Any) -> dict[str, Any]:
     """The training split, then the one to test on."""
     splits = builder.info.splits
     test_split = "test" if "test" in splits else "validation"
@@ -84,20 +84,21 @@ def _fingerprint(folder: pathlib.Path) -> str:
     return hashlib.sha256(repr(seen).encode()).hexdigest()[:16]
 
 
-def _read_split(where: str, key: str, source: Sequence, num_classes: int) -> Batch:
+def _read_split(where: str, key: str, source: Any, num_classes: int) -> Batch:
     arrays = cached_arrays(key, lambda: _decode(where, source))
     labels = arrays["labels"]
     if labels.min() < 0 or labels.max() >= num_classes:
         raise InputError(
-            f"{where} has labels {labels.min()} to {labels.max()}; expected 0 to {num_classes - 1}"
+            f"data set {where} has labels {labels.min()} to {labels.max()}; expected 0 to"
+            f" {num_classes - 1}"
         )
     return Batch(arrays["images"], labels)
 
 
-def _decode(where: str, source: Sequence) -> dict[str, np.ndarray]:
+def _decode(where: str, source: Any) -> dict[str, np.ndarray]:
     """All examples of a split, `images [n, height, width, channels]` and `labels [n]`."""
     if not len(source):
-        raise InputError(f"{where} is empty; prepare the set again")
+        raise InputError(f"data set {where} is empty; prepare the set again")
     shape = source[0]["image"].shape
     images = np.empty((len(source), *shape), np.uint8)
     labels = np.empty(len(source), np.int32)
@@ -106,8 +107,8 @@ def _decode(where: str, source: Sequence) -> dict[str, np.ndarray]:
         for i, example in zip(chunk, source.__getitems__(chunk), strict=True):
             if example["image"].shape != shape:
                 raise InputError(
-                    f"{where} has images of shapes {shape} and {example['image'].shape}; expected one"
-                    " shape: prepare a resized copy of the set"
+                    f"data set {where} has images of shapes {shape} and {example['image'].shape};"
+                    " expected one shape: prepare a resized copy of the set"
                 )
             images[i], labels[i] = example["image"], example["label"]
     return {"images": images, "labels": labels}
@@ -129,5 +130,6 @@ def _readable(name: str, folder: pathlib.Path) -> Iterator[None]:
     except Exception as error:  # TFDS, array_record, protobuf and Pillow share no base class
         reason = " ".join(str(error).split())[:200]
         raise InputError(
-            f"data set '{name}' in {folder} cannot be read ({reason}); prepare it anew with {remedy}"
+            f"data set '{name}' in {folder} cannot be read ({reason}); prepare it anew with"
+            f" {remedy}"
         ) from error

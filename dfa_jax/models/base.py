@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax.core import meta
+from flax.core import meta, tracers
 
 from dfa_jax import errors
 from dfa_jax.types import Params, PRNGKey
@@ -100,8 +100,9 @@ def from_linen(module: nn.Module, sites: str | Sequence[str], inputs: Any) -> Mo
         inputs: an example batch, or its `jax.ShapeDtypeStruct`; only shapes and types are read.
 
     Raises:
-        SiteError: a name matches no submodule, a site is called twice, is the model's output, or
-            sits in a loop that does not carry `intermediates` or that is not over layers.
+        SiteError: a name matches no submodule, a site is called twice, is the model's output, sits
+            in a loop that does not carry `intermediates` or that is not over layers, or in a raw
+            JAX transform.
         InputError: the module has variables other than `params`.
 
     >>> model = from_linen(nn.Sequential([nn.Dense(8), nn.Dense(2)]), "layers_0", jnp.ones((1, 3)))
@@ -110,6 +111,10 @@ def from_linen(module: nn.Module, sites: str | Sequence[str], inputs: Any) -> Mo
     """
     survey = _Survey(module)
     variables = survey.run(inputs)
+    if survey.overlooked(variables):
+        survey = _Survey(module)
+        with jax.disable_jit():  # unrolls scans, so only where a cached nn.jit trace hid a submodule
+            variables = survey.run(inputs)
     if extra := sorted(set(variables) - {"params", "intermediates"}):
         raise errors.InputError(
             f"{type(module).__name__} has variables {', '.join(extra)} besides params, which a pure"
@@ -118,7 +123,9 @@ def from_linen(module: nn.Module, sites: str | Sequence[str], inputs: Any) -> Mo
     patterns = [sites] if isinstance(sites, str) else list(sites)
     names = _match(patterns, list(survey.places))
     places = tuple(survey.site(name, variables) for name in names)
-    return Model(module, names, places, tuple(survey.linear_maps.values()))
+    own = _owners(variables["params"])  # not those of another module applied inside this one
+    maps = tuple(found for path, found in survey.linear_maps.items() if path in own)
+    return Model(module, names, places, maps)
 
 
 def _match(patterns: list[str], available: list[str]) -> tuple[str, ...]:
@@ -155,6 +162,7 @@ class _Survey:
         self.linear_maps: dict[tuple[str, ...], LinearMap] = {}
         self.called_twice: set[str] = set()
         self.uncarried: set[str] = set()
+        self.untied: set[str] = set()
         self.returned: dict[str, Any] = {}
         self.outputs: Any = None
 
@@ -184,7 +192,9 @@ class _Survey:
         if module.has_variable("intermediates", _MARK):
             self.called_twice.add(name)
         outputs = next_fun(*args, **kwargs)
-        if module.is_mutable_collection("intermediates"):
+        if in_raw_transform(module):
+            self.untied.add(name)
+        elif module.is_mutable_collection("intermediates"):
             module.put_variable("intermediates", _MARK, jnp.zeros(()))
         else:
             self.uncarried.add(name)
@@ -193,6 +203,11 @@ class _Survey:
         if isinstance(module, LINEAR_MAPS):
             self.linear_maps[path] = LinearMap(path, _fan_in(module))
         return outputs
+
+    def overlooked(self, variables: dict[str, Any]) -> bool:
+        """Whether a submodule has variables and yet was not seen: `nn.jit` had its trace cached."""
+        marked = _owners(variables.get("intermediates", {})) | _owners(variables.get("params", {}))
+        return any(path and "/".join(path) not in self.places for path in marked)
 
     def site(self, name: str, variables: dict[str, Any]) -> Site:
         """Where the site is, after the checks that can be made before any rule runs."""
@@ -203,6 +218,8 @@ class _Survey:
                 f"site '{name}': its submodule is called more than once in a forward pass, so one"
                 " error cannot serve it; give each call a submodule of its own, or move the site"
             )
+        if owner in self.untied:
+            raise errors.SiteError(raw_transform(name))
         if owner in self.uncarried:
             raise errors.SiteError(
                 f"site '{name}' is inside a lifted loop that does not carry 'intermediates', so its"
@@ -232,6 +249,28 @@ def _check_layer_axes(name: str, path: tuple[str, ...], stack: tuple[int, ...], 
             " parameters do not have that leading axis), as a loop over time or examples; put the"
             " site on the submodule outside the loop"
         )
+
+
+def in_raw_transform(module: nn.Module) -> bool:
+    """Whether a `jax` transform, and not a lifted one, stands between the module and its root."""
+    scope, here = module.scope, tracers.current_trace()
+    while scope is not None and scope.trace_level == here:
+        scope = scope.parent  # lifted transforms start a new chain of scopes, at their own level
+    return scope is not None
+
+
+def raw_transform(name: str) -> str:
+    """The message for a site inside a raw transform."""
+    return (
+        f"site '{name}' is inside a raw JAX transform (jax.jit, lax.scan, jax.vmap, ...), which its"
+        " activity cannot leave; use the lifted one (nn.jit, nn.scan, nn.vmap)"
+    )
+
+
+def _owners(tree: Any) -> set[tuple[str, ...]]:
+    """Paths of the submodules that have an array of their own in a nested dict."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {tuple(key.key for key in path[:-1]) for path, _ in leaves}
 
 
 def _fan_in(module: nn.Module) -> int:

@@ -108,7 +108,9 @@ def draw_alignment(axes: Axes, runs: dict[str, list[RunRecord]], theme: Theme) -
     sites = series.aligned_sites([run for group in runs.values() for run in informative(group)])
     for rule, group in runs.items():
         for place, site in enumerate(sites):
-            curve = series.over_epochs(informative(group), lambda e, s=site: series.alignment(e).get(s))
+            curve = series.over_epochs(
+                informative(group), lambda e, s=site: series.alignment(e).get(s)
+            )
             if len(curve.x):
                 dashes = panel.DASHES[place % len(panel.DASHES)]
                 panel.line(axes, curve, rule, theme, dashes)

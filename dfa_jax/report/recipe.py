@@ -1,10 +1,10 @@
 """A recipe: which runs make a paper's table or figure, and what the paper found."""
 
 import dataclasses
-import importlib.util
 import pathlib
+import runpy
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 from dfa_jax.errors import InputError, unknown
 from dfa_jax.train.config import TrainConfig
@@ -98,27 +98,45 @@ def group_of(variant: str) -> str:
 
 def names() -> list[str]:
     """All recipes, by path under `configs/` without the suffix."""
-    return sorted(path.relative_to(CONFIGS).with_suffix("").as_posix() for path in CONFIGS.rglob("*.py"))
+    paths = (path.relative_to(CONFIGS) for path in CONFIGS.rglob("*.py"))
+    return sorted(path.with_suffix("").as_posix() for path in paths)
 
 
 def load(name: str) -> Recipe:
-    """The recipe of a file under `configs/`; `configs/NAME.py` is understood too.
+    """The `RECIPE` of a file under `configs/`, with its name and header.
 
     Raises:
         InputError: there is no such file, or it holds no recipe.
+
+    >>> load("quickstart").name
+    'quickstart'
     """
-    name = name.removeprefix("configs/").removesuffix(".py")
-    if name not in names():
-        raise InputError(unknown("recipe", name, names()))
-    return load_file(CONFIGS / f"{name}.py", name)
+    module = run_file(name)
+    found = module.get("RECIPE")
+    if not isinstance(found, Recipe):
+        raise InputError(f"configs/{plain(name)}.py defines no RECIPE; see configs/quickstart.py")
+    return dataclasses.replace(found, name=plain(name), header=(module["__doc__"] or "").strip())
 
 
-def load_file(path: pathlib.Path, name: str) -> Recipe:
-    """The recipe of any file: its `RECIPE`, with its name and header."""
-    spec = importlib.util.spec_from_file_location(f"recipe_{path.stem}", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    recipe = getattr(module, "RECIPE", None)
-    if not isinstance(recipe, Recipe):
-        raise InputError(f"{path.name} defines no RECIPE of type Recipe; see configs/quickstart.py")
-    return dataclasses.replace(recipe, name=name, header=(module.__doc__ or "").strip())
+def load_config(name: str) -> TrainConfig:
+    """The `CONFIG` of a file under `configs/`: what `scripts/train.py NAME` trains.
+
+    Raises:
+        InputError: there is no such file, or it holds no configuration.
+    """
+    found = run_file(name).get("CONFIG")
+    if not isinstance(found, TrainConfig):
+        raise InputError(f"configs/{plain(name)}.py defines no CONFIG; see configs/quickstart.py")
+    return found
+
+
+def run_file(name: str) -> dict[str, Any]:
+    """What a file under `configs/` defines; `configs/NAME.py`, as a shell completes it, will do too."""
+    if plain(name) not in names():
+        raise InputError(unknown("recipe", plain(name), names()))
+    return runpy.run_path(str(CONFIGS / f"{plain(name)}.py"))
+
+
+def plain(name: str) -> str:
+    """A recipe's name without the folder and the suffix."""
+    return name.removeprefix("configs/").removesuffix(".py")

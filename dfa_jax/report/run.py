@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dfa_jax.report import plan
 from dfa_jax.report.recipe import Recipe
 from dfa_jax.report.series import test_error
-from dfa_jax.report.table import format_seconds
+from dfa_jax.report.text import duration
 from dfa_jax.train import loop, records
 from dfa_jax.train.config import TrainConfig
 from dfa_jax.train.records import RunRecord
@@ -50,7 +50,7 @@ def run(
         record = dataclasses.replace(result.record, recipe=recipe.name, variant=one.variant)
         records.append(path, record)
         held.append(record)
-        left = format_seconds(seconds_left(todo[place + 1 :], held))
+        left = duration(seconds_left(todo[place + 1 :], held))
         say(f"[{total - len(todo) + place + 1}/{total}] {describe(record)}; {left} left")
     return plan.matching(recipe, held)
 
@@ -67,7 +67,7 @@ def located(config: TrainConfig, data_dir: pathlib.Path | None) -> TrainConfig:
 def describe(record: RunRecord) -> str:
     """One run in a few words."""
     error = test_error(record.final)
-    seconds = format_seconds(record.wall_seconds)
+    seconds = duration(record.wall_seconds)
     return f"{record.variant}, seed {record.seed}: test error {error:.2f} % in {seconds}"
 
 

@@ -107,9 +107,7 @@ def site_shapes(
     Raises:
         SiteError: a site's activity lacks the batch axes of the model's outputs.
     """
-    outputs, activities = jax.eval_shape(
-        lambda p, x: sites.activities(model, p, x), params, batch.inputs
-    )
+    outputs, activities = sites.abstract_forward(model, params, batch.inputs)
     batch_axes = outputs.shape[:-1]
     shapes = {}
     for site, place in model.where.items():

@@ -55,8 +55,15 @@ class Parser(argparse.ArgumentParser):
         return namespace
 
 
-def parse_config(config: TrainConfig, arguments: Sequence[str]) -> TrainConfig:
+def parse_config(
+    config: TrainConfig, arguments: Sequence[str], *, parents: Sequence[Parser] = ()
+) -> TrainConfig:
     """The configuration with the command line's options put in.
+
+    Args:
+        config: the defaults.
+        arguments: the command line, without what `parents` have read.
+        parents: the script's own options, for `--help` and to guess misspelt ones.
 
     Raises:
         InputError: an unknown option (with the nearest known one), or a value of the wrong type.
@@ -72,10 +79,13 @@ def parse_config(config: TrainConfig, arguments: Sequence[str]) -> TrainConfig:
         name = getattr(chosen, part)
         if name is not None:
             if name not in choices:
-                raise errors.InputError(errors.unknown(part.replace("rule", "learning rule"), name, choices))
+                raise errors.InputError(errors.unknown(part, name, choices))
             config = dataclasses.replace(config, **{part: choices[name]()})
-    full = Parser(parents=[parser], prog="train.py RECIPE")
+    full = Parser(parents=[*parents, parser], usage="%(prog)s RECIPE [options]")
     _add_options(full, config, "")
+    required = [action for action in full._actions if not action.option_strings]
+    for action in required:
+        full._remove_action(action)  # the script has read its positional arguments already
     return _put_in(config, vars(full.parse(rest)), "")
 
 

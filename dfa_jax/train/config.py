@@ -61,6 +61,9 @@ class TrainConfig:
             raise InputError(f"loss is '{self.loss}'; expected one of {', '.join(LOSSES)}")
 
 
+_LINEN_FIELDS = ("parent", "name")
+
+
 def rule_name(rule: LearningRule) -> str:
     """The name under which a rule's class is registered, or the class's own."""
     names = {kind: name for name, kind in RULES.items()}
@@ -70,11 +73,14 @@ def rule_name(rule: LearningRule) -> str:
 def to_dict(config: Any) -> Any:
     """A configuration as JSON-able values; a rule or model carries its `name`.
 
+    Where the data lies is left out: it is no part of what was run, and differs between machines.
+
     >>> to_dict(TrainConfig())["rule"]
     {'name': 'backprop'}
     """
     if dataclasses.is_dataclass(config):
-        fields = {f.name: to_dict(getattr(config, f.name)) for f in config_fields(config)}
+        names = [f.name for f in config_fields(config) if f.name != "data_dir"]
+        fields = {name: to_dict(getattr(config, name)) for name in names}
         if isinstance(config, LearningRule):
             return {"name": rule_name(config), **fields}
         if isinstance(config, nn.Module):
@@ -89,7 +95,7 @@ def to_dict(config: Any) -> Any:
 
 def config_fields(config: Any) -> list[dataclasses.Field]:
     """The fields that a user sets; Linen's own `parent` and `name` are not among them."""
-    hidden = ("parent", "name") if isinstance(config, nn.Module) else ()
+    hidden = _LINEN_FIELDS if isinstance(config, nn.Module) else ()
     return [f for f in dataclasses.fields(config) if f.init and f.name not in hidden]
 
 

@@ -1,0 +1,282 @@
+"""Two checks for users' own models: nothing leaks across a site, and what each rule costs."""
+
+import math
+import re
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from jaxtyping import Array
+
+from dfa_jax import losses
+from dfa_jax.autodiff import sites
+from dfa_jax.models.base import Model
+from dfa_jax.rules import Backprop, LearningRule
+from dfa_jax.train import sharding
+from dfa_jax.types import Batch, LossFn, Params
+
+COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "collective-permute", "all-to-all")
+
+
+class Leak(NamedTuple):
+    """A parameter at or below `site` whose gradient moves with the parameters above it."""
+
+    site: str
+    parameter: str
+    change: float
+
+
+class IsolationReport(NamedTuple):
+    """What `check_isolation` found; `str` of it explains the leaks."""
+
+    leaks: tuple[Leak, ...]
+
+    @property
+    def isolated(self) -> bool:
+        """Whether no error crosses a site."""
+        return not self.leaks
+
+    def __str__(self) -> str:
+        if self.isolated:
+            return "isolated: with the errors held fixed, no gradient moves with parameters above it"
+        lines = [
+            f"  {leak.parameter} is reached around site '{leak.site}' (its gradient moves by"
+            f" {leak.change:.1%})"
+            for leak in self.leaks
+        ]
+        return "\n".join(
+            ["not isolated: a skip connection or a shared weight leads around a site", *lines]
+        )
+
+
+def check_isolation(model: Model, params: Params, batch: Batch) -> IsolationReport:
+    """Whether every site stops the error: a test to run on a model of one's own.
+
+    Random errors are held fixed at all sites and at the outputs. For each site, the parameters that
+    only lie above it are moved; the gradients at and below it must not move by a single bit. Where
+    one does, part of the true error reaches it by a path around the site, and the rule is a mixture
+    with backpropagation there. (A weight that is used both below and above, such as a tied embedding,
+    shows up too.)
+
+    Args:
+        model: the model with its sites.
+        params: its parameters, in general position (as drawn, not all zero).
+        batch: a few examples.
+    """
+
+    def forward(params):
+        return sites.activities(model, params, batch.inputs)
+
+    outputs, activities = jax.eval_shape(forward, params)
+    sources = [*model.sites, None]  # None: the outputs
+    keys = jax.random.split(jax.random.key(0), len(sources) + 1)
+    error = jax.random.normal(keys[-1], outputs.shape, outputs.dtype)
+    sent = {
+        site: jax.random.normal(key, activities[site].shape, activities[site].dtype)
+        for site, key in zip(model.sites, keys, strict=False)
+    }
+
+    @jax.jit
+    def gradients(params, error, sent):
+        return jax.vjp(forward, params)[1]((error, sent))[0]
+
+    def only(source):
+        keep = {site: delta * (site == source) for site, delta in sent.items()}
+        return gradients(params, error * (source is None), keep)
+
+    reached = [_nonzero(only(source)) for source in sources]
+    before = gradients(params, error, sent)
+    leaks = []
+    for i, site in enumerate(model.sites):
+        lower, upper = set().union(*reached[: i + 1]), set().union(*reached[i + 1 :])
+        moved = _move(keys[i], params, upper - lower)
+        after = gradients(moved, error, sent)
+        changes = _changes(before, after)
+        leaks += [Leak(site, name, changes[name]) for name in sorted(lower) if changes[name]]
+    return IsolationReport(tuple(leaks))
+
+
+def _names(tree: Any) -> dict[str, Array]:
+    return {
+        "/".join(str(part.key) for part in path): leaf
+        for path, leaf in jax.tree.leaves_with_path(tree)
+    }
+
+
+def _nonzero(grads: Params) -> set[str]:
+    return {name for name, leaf in _names(grads).items() if bool(jnp.any(leaf != 0))}
+
+
+def _move(key: Array, params: Params, names: set[str]) -> Params:
+    """Adds noise of unit scale to the named leaves."""
+
+    def move(path, leaf):
+        name = "/".join(str(part.key) for part in path)
+        return leaf + jax.random.normal(key, leaf.shape, leaf.dtype) if name in names else leaf
+
+    return jax.tree.map_with_path(move, params)
+
+
+def _changes(before: Params, after: Params) -> dict[str, float]:
+    """Relative change of each leaf; exactly 0 where no bit moved."""
+    later = _names(after)
+    return {
+        name: float(jnp.linalg.norm((later[name] - leaf).ravel()) / jnp.linalg.norm(leaf.ravel()))
+        if bool(jnp.any(later[name] != leaf))
+        else 0.0
+        for name, leaf in _names(before).items()
+    }
+
+
+class Cost(NamedTuple):
+    """What one gradient estimate costs.
+
+    Attributes:
+        matmul_flops: two for each multiply-add of every matrix product and convolution, counted from
+            the traced program, loops times their length; over all devices.
+        xla_flops: what the compiler reports for one device; a loop's body counts once.
+        temporary_bytes: the compiler's temporary buffers on one device.
+        collectives: how many operations between devices the compiled program has, by kind.
+    """
+
+    matmul_flops: int
+    xla_flops: float
+    temporary_bytes: int
+    collectives: dict[str, int]
+
+
+class CostReport(NamedTuple):
+    """Costs by rule; `str` of it is a table of each against backpropagation."""
+
+    costs: dict[str, Cost]
+
+    def __str__(self) -> str:
+        base = self.costs["backprop"]
+        lines = [f"{'rule':<34}{'matmul FLOPs':>16}{'/ BP':>7}{'temporary MB':>14}{'/ BP':>7}  collectives"]
+        for name, cost in self.costs.items():
+            flops = cost.matmul_flops / base.matmul_flops
+            memory = cost.temporary_bytes / max(base.temporary_bytes, 1)
+            kinds = ", ".join(f"{count} {kind}" for kind, count in cost.collectives.items()) or "none"
+            lines.append(
+                f"{name:<34}{cost.matmul_flops:>16,}{flops:>7.3f}"
+                f"{cost.temporary_bytes / 1e6:>14.2f}{memory:>7.2f}  {kinds}"
+            )
+        return "\n".join(lines)
+
+
+def cost_report(
+    model: Model,
+    rules: Mapping[str, LearningRule],
+    mesh: Mesh,
+    *,
+    params: Params,
+    batch: Batch,
+    loss_fn: LossFn = losses.softmax_cross_entropy,
+) -> CostReport:
+    """FLOPs, temporary memory and collectives of each rule's gradient estimate, with BP's first.
+
+    Nothing runs: the programs are traced and compiled for the mesh, the batch split over its `data`
+    axis and each layer's width over `model`. `params` and `batch` may be abstract.
+    """
+    with_bp = {"backprop": Backprop(), **rules}
+    return CostReport(
+        {
+            name: estimate_cost(model, rule, mesh, params=params, batch=batch, loss_fn=loss_fn)
+            for name, rule in with_bp.items()
+        }
+    )
+
+
+def estimate_cost(
+    model: Model,
+    rule: LearningRule,
+    mesh: Mesh,
+    *,
+    params: Params,
+    batch: Batch,
+    loss_fn: LossFn = losses.softmax_cross_entropy,
+) -> Cost:
+    """The cost of one rule's gradient estimate on a mesh."""
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    params, rule_state = jax.eval_shape(
+        lambda key, params, batch: rule.init(key, model, params, batch), key, params, batch
+    )
+
+    def estimate(key, params, rule_state, batch):
+        found = rule.estimate(key, model, loss_fn, params, rule_state, batch)
+        return found.loss, found.grads, found.rule_state
+
+    def placed(tree, shardings):
+        return jax.tree.map(
+            lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), tree, shardings
+        )
+
+    over_batch = jax.tree.map(lambda _: sharding.over_batch(mesh), batch)
+    arguments = (
+        placed(key, sharding.replicated(mesh)),
+        placed(params, sharding.state_shardings(mesh, params)),
+        placed(rule_state, sharding.state_shardings(mesh, rule_state)),
+        placed(batch, over_batch),
+    )
+    compiled = jax.jit(estimate).lower(*arguments).compile()
+    analysis, memory = compiled.cost_analysis(), compiled.memory_analysis()
+    return Cost(
+        matmul_flops=matmul_flops(jax.make_jaxpr(estimate)(*arguments)),
+        xla_flops=(analysis or {}).get("flops", math.nan),
+        temporary_bytes=memory.temp_size_in_bytes if memory else 0,
+        collectives=count_collectives(compiled.as_text()),
+    )
+
+
+def count_collectives(program: str) -> dict[str, int]:
+    """Operations between devices in a compiled program's text, by kind.
+
+    >>> count_collectives("a = f32[2] all-reduce(b), x\\nc = f32[2] add(a, a)")
+    {'all-reduce': 1}
+    """
+    pattern = rf" ({'|'.join(COLLECTIVES)})(?:-start)?\("
+    return dict(Counter(re.findall(pattern, program)))
+
+
+def matmul_flops(jaxpr: Any) -> int:
+    """FLOPs of all matrix products and convolutions in a traced program; a scan counts every turn.
+
+    >>> matmul_flops(jax.make_jaxpr(jnp.dot)(jnp.ones((2, 3)), jnp.ones((3, 5))))
+    60
+    """
+    total = 0
+    for equation in jaxpr.eqns:
+        kind = equation.primitive.name
+        if kind == "dot_general":
+            (left_axes, _), _ = equation.params["dimension_numbers"]
+            left = equation.invars[0].aval.shape
+            depth = math.prod(left[axis] for axis in left_axes)
+            total += 2 * depth * equation.outvars[0].aval.size
+        elif kind == "conv_general_dilated":
+            total += 2 * _convolution_products(equation)
+        else:
+            inner = sum(matmul_flops(part) for part in _inner_programs(equation))
+            total += inner * (equation.params["length"] if kind == "scan" else 1)
+    return total
+
+
+def _convolution_products(equation: Any) -> int:
+    """Multiplications of a convolution: each output takes a kernel's worth, padding included."""
+    kernel = equation.invars[1].aval
+    outputs = equation.params["dimension_numbers"].rhs_spec[0]
+    return equation.outvars[0].aval.size * (kernel.size // kernel.shape[outputs])
+
+
+def _inner_programs(equation: Any) -> list[Any]:
+    """Programs inside a call, a loop or a branch."""
+    found = []
+    for value in equation.params.values():
+        for part in value if isinstance(value, (tuple, list)) else (value,):
+            if hasattr(part, "eqns"):
+                found.append(part)
+            elif hasattr(part, "jaxpr"):
+                found.append(part.jaxpr)
+    return found

@@ -1,0 +1,32 @@
+"""A recipe made small: every variant and every figure, in about a second a run."""
+
+import dataclasses
+
+from dfa_jax.data import ImageData
+from dfa_jax.report.recipe import Recipe
+from dfa_jax.train.config import TrainConfig
+
+WIDTH, CHANNELS = 8, 2
+
+
+def shrink(recipe: Recipe) -> Recipe:
+    """The recipe with one seed, narrow networks of the same depth, and two epochs of few digits."""
+    variants = {label: shrink_config(config) for label, config in recipe.variants.items()}
+    return dataclasses.replace(recipe, variants=variants, seeds=recipe.seeds[:1])
+
+
+def shrink_config(config: TrainConfig) -> TrainConfig:
+    """The same experiment on 64 digits."""
+    narrow = {"num_outputs": 10}
+    for field, size in (("widths", WIDTH), ("channels", CHANNELS)):
+        if hasattr(config.model, field):
+            narrow[field] = (size,) * len(getattr(config.model, field))
+    return dataclasses.replace(
+        config,
+        data=ImageData(num_train=64, num_test=32),
+        model=config.model.clone(**narrow),
+        batch_size=32,
+        num_epochs=2,
+        eval_every=1,
+        alignment_examples=min(config.alignment_examples, 16),
+    )

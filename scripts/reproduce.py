@@ -1,0 +1,56 @@
+"""Makes a recipe's table, figure and page: `python scripts/reproduce.py RECIPE`, or `--list`."""
+
+import pathlib
+import sys
+
+from dfa_jax.errors import InputError
+from dfa_jax.report import publish, recipe
+from dfa_jax.report.run import run
+from dfa_jax.train.cli import Parser, exit_on_bad_input
+from dfa_jax.train.process import prepare_process
+
+
+def main(arguments: list[str]) -> None:
+    """Runs what is missing, then writes the report."""
+    options = parser().parse(arguments)
+    if options.list:
+        print(publish.listing(options.results_dir))
+        return
+    if options.recipe is None:
+        raise InputError("which RECIPE? --list shows them all, --help the options")
+    chosen = recipe.load(options.recipe)
+    if options.seeds is not None:
+        chosen = chosen.with_seeds(options.seeds)
+    folder = options.results_dir / chosen.name
+    if not options.report_only:
+        prepare_process()
+        run(
+            chosen,
+            folder / publish.RECORDS,
+            data_dir=options.data_dir,
+            overwrite=options.overwrite,
+        )
+    print(publish.publish(chosen, folder))
+
+
+def parser() -> Parser:
+    options = Parser(prog="reproduce.py", description=__doc__)
+    options.add_argument("recipe", nargs="?", metavar="RECIPE", help="a file under configs/")
+    options.add_argument("--list", action="store_true", help="all recipes, and what is in results")
+    options.add_argument("--data-dir", type=pathlib.Path, help="folder of prepared TFDS data sets")
+    options.add_argument(
+        "--seeds", type=int, metavar="N", help="seeds 0 to N - 1, not the recipe's"
+    )
+    options.add_argument("--results-dir", type=pathlib.Path, default=pathlib.Path("results"))
+    options.add_argument(
+        "--overwrite", action="store_true", help="replace runs made with another configuration"
+    )
+    options.add_argument(
+        "--report-only", action="store_true", help="run nothing; report what is in"
+    )
+    return options
+
+
+if __name__ == "__main__":
+    with exit_on_bad_input("reproduce.py"):
+        main(sys.argv[1:])
