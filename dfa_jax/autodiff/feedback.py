@@ -88,6 +88,8 @@ def swap_transpose(
     the given kernel.
     """
     (x,) = args
+    if not jnp.issubdtype(x.dtype, jnp.inexact):
+        return forward(x, **kwargs)  # no gradient goes to integers
     linear = _same_map(module)
 
     @jax.custom_vjp
@@ -100,7 +102,10 @@ def swap_transpose(
         return y, kernel
 
     def swap_backward(kernel, error):
-        pull = jax.linear_transpose(lambda x: linear(kernel, x), jax.ShapeDtypeStruct(x.shape, x.dtype))
+        def substitute(x):  # the kernel may have another precision than the module's
+            return linear(kernel, x).astype(error.dtype)
+
+        pull = jax.linear_transpose(substitute, jax.ShapeDtypeStruct(x.shape, x.dtype))
         (x_error,) = pull(error)
         return error, x_error, jnp.zeros_like(kernel)
 

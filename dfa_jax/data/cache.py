@@ -18,7 +18,7 @@ def cached_arrays(name: str, build: Callable[[], dict[str, np.ndarray]]) -> dict
     """
     path = cache_directory() / f"{name}.npz"
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             return dict(stored)
     except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
         arrays = build()
@@ -39,7 +39,7 @@ def _write(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
     handle, name = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
     try:
         with os.fdopen(handle, "wb") as file:
-            np.savez(file, **arrays)
+            np.savez(file, **arrays)  # pyright: ignore[reportArgumentType]
         os.replace(name, path)
     finally:
         pathlib.Path(name).unlink(missing_ok=True)

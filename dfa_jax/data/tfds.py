@@ -57,7 +57,9 @@ def _check_features(name: str, features: Any) -> int:
     image, label = (dict(features).get(key) for key in ("image", "label"))
     is_image = isinstance(image, kinds.Image) and image.np_dtype == np.uint8
     if not (is_image and isinstance(label, kinds.ClassLabel) and label.num_classes):
-        found = ", ".join(f"'{key}' ({type(kind).__name__})" for key, kind in features.items())
+        found = ", ".join(
+            f"'{key}' ({type(kind).__name__})" for key, kind in sorted(features.items())
+        )
         raise InputError(
             f"data set '{name}' has features {found}; expected 'image' (Image of uint8) and 'label'"
             " (ClassLabel with its number of classes)"

@@ -73,7 +73,9 @@ class Model:
 
     def init(self, key: PRNGKey, inputs: Any) -> Params:
         """Draws the parameters, a nested dict of arrays."""
-        return meta.unbox(self.module.init({"params": key, "dropout": key}, inputs)["params"])
+        params_key, dropout_key = jax.random.split(key)
+        keys = {"params": params_key, "dropout": dropout_key}
+        return meta.unbox(self.module.init(keys, inputs)["params"])
 
     def apply(self, params: Params, inputs: Any, *, key: PRNGKey | None = None) -> Any:
         """The plain forward pass: outputs `[*batch, features]`. `key` feeds dropout."""

@@ -35,15 +35,11 @@ def learning_curves(records: Sequence[RunRecord], theme: Theme) -> Figure:
     for column, group in enumerate(groups):
         runs = by_rule([record for record in records if group_of(record.variant) == group])
         draw_error(axes[0, column], runs, theme)
-        axes[0, column].set_title(f"Test error, {group}" if group else "Test error")
+        axes[0, column].set_title(", ".join(filter(None, ["Test error", group])))
         if aligned:
             draw_alignment(axes[1, column], runs, theme)
-            axes[1, column].set_title("Alignment with the true gradient")
-        axes[-1, column].set_xlabel("epochs")
+            axes[1, column].set_title(", ".join(filter(None, ["Gradient alignment", group])))
     panel.log_percent_axis(axes[0])
-    axes[0, 0].set_ylabel("test error, %")
-    if aligned:
-        axes[1, 0].set_ylabel("cosine, mean over examples")
     panel.rule_legend(figure, list(by_rule(records)), theme)
     return figure
 
@@ -101,6 +97,7 @@ def draw_error(axes: Axes, runs: dict[str, list[RunRecord]], theme: Theme) -> No
         curve = series.over_epochs(group, series.test_error)
         trained = curve.x > 0  # chance level at the start would flatten the rest
         panel.line(axes, Series(*(column[trained] for column in curve)), rule, theme)
+    axes.set(xlabel="epochs", ylabel="test error, %")
 
 
 def draw_alignment(axes: Axes, runs: dict[str, list[RunRecord]], theme: Theme) -> None:
@@ -115,6 +112,7 @@ def draw_alignment(axes: Axes, runs: dict[str, list[RunRecord]], theme: Theme) -
                 dashes = panel.DASHES[place % len(panel.DASHES)]
                 panel.line(axes, curve, rule, theme, dashes)
     panel.cosine_axis(axes)
+    axes.set(xlabel="epochs", ylabel="cosine with the true gradient")
     panel.dash_legend(axes, sites, theme)
 
 

@@ -1,6 +1,7 @@
 """One self-contained HTML page a recipe: figure, table, verdict, and what was run."""
 
 import base64
+import re
 from collections.abc import Sequence
 from html import escape
 
@@ -24,8 +25,7 @@ def html(recipe: Recipe, records: Sequence[RunRecord]) -> str:
         dark=png(recipe, records, "dark"),
         alt=escape(f"Figure: {recipe.title}"),
         table=html_table(rows),
-        caption=emphasise(table.CAPTION),
-        sources=escape(table.sources(recipe)),
+        caption=emphasise(table.caption(recipe)),
         header=header(recipe),
         command=escape(f"python scripts/reproduce.py {recipe.name}"),
         facts="".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in facts(records)),
@@ -72,16 +72,16 @@ def chip(rule: str) -> str:
 
 def html_table(rows: Sequence[Row]) -> str:
     """The table, with a line above each group and the rules' colours."""
-    headings = "".join(f"<th>{escape(heading)}</th>" for heading in table.HEADINGS)
-    parts, group = [f"<thead><tr>{headings}</tr></thead>"], ""
-    for row in rows:
+    headings, *lines = table.grid(rows)
+    cells = "".join(f"<th>{escape(heading)}</th>" for heading in headings)
+    parts, group = [f"<thead><tr>{cells}</tr></thead>"], ""
+    for row, line in zip(rows, lines, strict=True):
         if row.group != group:
-            group = row.group
-            span = len(table.HEADINGS)
+            group, span = row.group, len(line)
             parts.append(f'<tr class="group"><th colspan="{span}">{escape(group)}</th></tr>')
         label = style.label(row.variant.rpartition("/")[2])
-        body = "".join(f'<td class="{state(c)}">{escape(c)}</td>' for c in table.cells(row)[1:])
-        parts.append(f"<tr><th>{chip(row.rule)}{escape(label)}</th>{body}</tr>")
+        cells = "".join(f'<td class="{state(cell)}">{escape(cell)}</td>' for cell in line[1:])
+        parts.append(f"<tr><th>{chip(row.rule)}{escape(label)}</th>{cells}</tr>")
     return "".join(parts)
 
 
@@ -98,15 +98,10 @@ def emphasise(words: str) -> str:
 
 
 def header(recipe: Recipe) -> str:
-    """The recipe file's own words, without its title; "Name: text" as a definition."""
-    items = []
-    for part in recipe.header.split("\n\n")[1:]:
-        for line in part.replace("\n    ", " ").splitlines():
-            name, colon, rest = line.partition(": ")
-            named = bool(colon) and name.istitle() and " " not in name
-            items.append(f"<p><b>{escape(name)}</b>: {escape(rest)}</p>" if named else escape(line))
-        items.append("<br>")
-    return " ".join(items)
+    """The recipe file's own words, without its title; its "Name: text" lines stand by themselves."""
+    lines = re.sub(r"\n +", " ", recipe.header).splitlines()[1:]
+    blocks = re.sub(r"(?m)^(Paper|Command|Time|Expect): ", r"\n\n\1: ", "\n".join(lines))
+    return "".join(f"<p>{escape(block)}</p>" for block in blocks.split("\n\n") if block.strip())
 
 
 def facts(records: Sequence[RunRecord]) -> list[tuple[str, str]]:

@@ -16,10 +16,13 @@ DASHES = ("-", (0, (5, 1.5)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5)))
 
 
 def panels(num_rows: int, num_columns: int) -> tuple[Figure, np.ndarray]:
-    """A figure and its panels, `[row, column]`; panels of a row share their y axis."""
-    size = (max(4.3 * num_columns, 6.4) + 0.6, 3.6 * num_rows + 0.5)
+    """A figure and its panels, `[row, column]`; a single column lies down, side by side."""
+    across, down = (num_rows, 1) if num_columns == 1 else (num_columns, num_rows)
+    size = (4.6 * across + 0.6, 3.7 * down + 0.5)
     figure = Figure(figsize=size, layout="constrained")  # no pyplot: no global state, no display
-    return figure, figure.subplots(num_rows, num_columns, squeeze=False)
+    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1)
+    axes = figure.subplots(down, across, squeeze=False)
+    return figure, axes.reshape(num_rows, num_columns)
 
 
 def line(axes: Axes, curve: Series, rule: str, theme: Theme, dashes=DASHES[0]) -> None:
@@ -38,13 +41,17 @@ def line(axes: Axes, curve: Series, rule: str, theme: Theme, dashes=DASHES[0]) -
 
 def log_percent_axis(axes: Sequence[Axes]) -> None:
     """One logarithmic range of per cents for all panels, with plain labels at 1, 1.5, 2, 3, ..."""
-    lines = [line for panel in axes for line in panel.lines]
-    drawn = [y for line in lines for y in np.asarray(line.get_ydata(), float) if y > 0]
-    low, high = (min(drawn), max(drawn)) if drawn else (1.0, 100.0)
+    means = [y for panel in axes for line in panel.lines for y in line.get_ydata()]
+    bands = [path for panel in axes for band in panel.collections for path in band.get_paths()]
+    ends = [y for path in bands for y in path.vertices[:, 1]]
+    best = min((y for y in means if y > 0), default=1.0)
+    # An interval may reach 0 or below, where a logarithmic axis ends: show half of the best mean.
+    low = max(min([best, *ends]), best / 2)
+    high = max([best, *means, *ends])
     ticks = [m * 10.0**e for e in range(-3, 3) for m in (1, 1.5, 2, 3, 5, 7)]
     for panel in axes:
         panel.set_yscale("log")
-        panel.set_ylim(low / 1.25, min(high * 1.25, 100))
+        panel.set_ylim(low / 1.1, min(high * 1.1, 100))
         panel.yaxis.set_major_locator(FixedLocator(ticks))
         panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         panel.yaxis.set_minor_locator(NullLocator())

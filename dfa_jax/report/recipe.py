@@ -131,7 +131,7 @@ def load_config(name: str) -> TrainConfig:
 
 
 def run_file(name: str) -> dict[str, Any]:
-    """What a file under `configs/` defines; `configs/NAME.py`, as a shell completes it, will do too."""
+    """What a file defines; `configs/NAME.py`, as a shell completes it, is understood too."""
     if plain(name) not in names():
         raise InputError(unknown("recipe", plain(name), names()))
     return runpy.run_path(str(CONFIGS / f"{plain(name)}.py"))

@@ -72,12 +72,10 @@ def describe(record: RunRecord) -> str:
 
 
 def seconds_left(todo: Sequence[plan.Planned], held: Sequence[RunRecord]) -> float:
-    """Duration of the rest from the recorded runs: the variant's own mean, else the mean of all."""
-    by_variant: dict[str, list[float]] = {}
-    for record in held:
-        by_variant.setdefault(record.variant, []).append(record.wall_seconds)
-    anything = [record.wall_seconds for record in held]
-    return sum(statistics.fmean(by_variant.get(one.variant, anything)) for one in todo)
+    """Duration of the rest: the variant's last run, which had least to compile, or the mean of all."""
+    last = {record.variant: record.wall_seconds for record in held}
+    anything = statistics.fmean(last.values())
+    return sum(last.get(one.variant, anything) for one in todo)
 
 
 def drop_unfinished_line(path: pathlib.Path) -> None:

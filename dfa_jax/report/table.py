@@ -1,6 +1,7 @@
 """The table of a recipe: ours, the differences from backpropagation, and the published numbers."""
 
 import dataclasses
+import statistics
 from collections.abc import Sequence
 
 from dfa_jax.report import series, text
@@ -20,8 +21,9 @@ HEADINGS = (
 CAPTION = (
     "Mean ± half of the 95 % interval (Student's t) over n seeds. *Minus backprop*: paired by seed,"
     " with the p-value of the paired t test. *Train error*: over the last evaluation interval's"
-    " training batches. A published number is *reproduced* if the two intervals overlap."
+    " training batches. *s / run*: median."
 )
+ON_VERDICTS = "A published number is *reproduced* if its interval and ours overlap."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +38,7 @@ class Row:
         train: training error, %.
         difference: of the test error from backpropagation's in the same group; None for that one.
         published: numbers to compare with.
-        seconds: wall time of a run.
+        seconds: wall time of a run, the median, since a first run compiles.
     """
 
     variant: str
@@ -46,7 +48,7 @@ class Row:
     train: Summary
     difference: Difference | None
     published: tuple[Expected, ...]
-    seconds: Summary
+    seconds: float
 
     def measured(self, quantity: Quantity) -> Summary:
         """Our value of a published quantity."""
@@ -75,7 +77,7 @@ def _row(recipe: Recipe, variant: str, by_variant: dict[str, list[RunRecord]]) -
         train=summarise([series.train_error(run.final) for run in runs]),
         difference=None if runs is baseline else _difference(runs, baseline),
         published=tuple(number for number in recipe.expected if number.variant == variant),
-        seconds=summarise([run.wall_seconds for run in runs]),
+        seconds=statistics.median(run.wall_seconds for run in runs),
     )
 
 
@@ -94,19 +96,26 @@ def cells(row: Row) -> tuple[str, ...]:
         text.summary(row.train),
         "; ".join(text.published(number) for number in row.published) or text.NOTHING,
         "; ".join(verdicts) or text.NOTHING,
-        f"{row.seconds.mean:.1f}",
+        f"{row.seconds:.1f}",
     )
 
 
+def grid(table: Sequence[Row]) -> list[tuple[str, ...]]:
+    """Headings, then a line per row; columns in which no row has anything are left out."""
+    lines = [cells(row) for row in table]
+    kept = [i for i in range(len(HEADINGS)) if any(line[i] != text.NOTHING for line in lines)]
+    return [tuple(line[i] for i in kept) for line in (HEADINGS, *lines)]
+
+
 def markdown(recipe: Recipe, table: Sequence[Row]) -> str:
-    """The table as Markdown, with caption and sources."""
-    lines = [HEADINGS, ["---"] + ["---:"] * (len(HEADINGS) - 1), *map(cells, table)]
-    body = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    parts = [f"# {recipe.title}", body, CAPTION, sources(recipe)]
-    return "\n\n".join(part for part in parts if part) + "\n"
+    """The table as Markdown, with its caption."""
+    headings, *lines = ["| " + " | ".join(line) + " |" for line in grid(table)]
+    rule = "| --- |" + " ---: |" * (headings.count("|") - 2)
+    body = "\n".join([headings, rule, *lines])
+    return f"# {recipe.title}\n\n{body}\n\n{caption(recipe)}\n"
 
 
-def sources(recipe: Recipe) -> str:
-    """Where the published numbers stand; "" if there are none."""
-    found = dict.fromkeys(number.source for number in recipe.expected)
-    return f"Published numbers: {'; '.join(found)}." if found else ""
+def caption(recipe: Recipe) -> str:
+    """How to read the table, and where the published numbers stand."""
+    sources = "; ".join(dict.fromkeys(number.source for number in recipe.expected))
+    return f"{CAPTION} {ON_VERDICTS} Published numbers: {sources}." if sources else CAPTION

@@ -49,9 +49,12 @@ section {
 }
 picture img { display: block; width: 100%; height: auto; }
 .scroll { overflow-x: auto; }
-table { border-collapse: collapse; width: 100%; font-size: .87rem; font-variant-numeric: tabular-nums; }
-th, td { padding: 7px 10px; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
-td:nth-child(5), td:nth-child(6) { white-space: normal; min-width: 9.5em; }
+table {
+  border-collapse: collapse; width: 100%; font-size: .87rem; font-variant-numeric: tabular-nums;
+}
+th, td {
+  padding: 7px 8px; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap;
+}
 th:first-child, td:first-child { text-align: left; padding-left: 0; }
 th:last-child, td:last-child { padding-right: 0; }
 thead th { color: var(--soft); font-weight: 600; vertical-align: bottom; }
@@ -59,10 +62,15 @@ tbody th, tr > th:first-child { font-weight: 500; }
 tr.group th { padding-top: 16px; font-weight: 700; }
 table tr:last-child > * { border-bottom: 0; }
 .good { color: var(--good); } .bad { color: var(--bad); }
-.note { color: var(--soft); font-size: .85rem; margin: 14px 0 0; }
-pre { background: var(--code); border-radius: 8px; padding: 12px 14px; overflow-x: auto; font-size: .88rem; margin: 0 0 14px; }
+.note { color: var(--soft); font-size: .85rem; margin: 14px 0 0; max-width: none; }
+pre {
+  background: var(--code); border-radius: 8px; padding: 12px 14px; margin: 4px 0 16px;
+  overflow-x: auto; font-size: .88rem;
+}
 code { font-family: ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: 4px 18px; margin: 0; font-size: .9rem; }
+dl {
+  display: grid; grid-template-columns: max-content 1fr; gap: 4px 18px; margin: 0; font-size: .9rem;
+}
 dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
 summary { cursor: pointer; font-weight: 600; }
 details table { margin-top: 12px; }
@@ -87,7 +95,7 @@ details table { margin-top: 12px; }
 <section>
 <h2>Results</h2>
 <div class="scroll"><table>$table</table></div>
-<p class="note">$caption $sources</p>
+<p class="note">$caption</p>
 </section>
 <section>
 <h2>What was run</h2>
@@ -99,8 +107,8 @@ $header
 <details>
 <summary>All $num_runs runs</summary>
 <div class="scroll"><table>
-<thead><tr><th>variant</th><th>seed</th><th>test error, %</th><th>train error, %</th><th>test loss, nats</th>
-<th>parameters</th><th>steps</th><th>seconds</th><th>commit</th></tr></thead>
+<thead><tr><th>variant</th><th>seed</th><th>test error, %</th><th>train error, %</th>
+<th>test loss, nats</th><th>parameters</th><th>steps</th><th>seconds</th><th>commit</th></tr></thead>
 <tbody>$runs</tbody>
 </table></div>
 </details>

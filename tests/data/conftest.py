@@ -1,4 +1,4 @@
-"""A prepared TFDS set written from NumPy arrays, without TensorFlow; nothing of `dfa_jax` in here."""
+"""A prepared TFDS set written from NumPy arrays, without TensorFlow; imports no `dfa_jax`."""
 
 import io
 import json

@@ -37,6 +37,13 @@ def offline(monkeypatch):
         monkeypatch.setattr(socket, function, refuse)
 
 
+class NoTensorFlow:
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        del path, target
+        assert name.split(".")[0] != "tensorflow"
+
+
 def check(arrays, splits, test_split="test"):
     for batch, split in ((arrays.train, "train"), (arrays.test, test_split)):
         np.testing.assert_array_equal(batch.inputs, splits[split][0])
@@ -47,7 +54,8 @@ def check(arrays, splits, test_split="test"):
 def test_reads_what_was_written_without_tensorflow(write_set, tiny, monkeypatch, offline):
     """Oracle: the arrays that were written; absence: TensorFlow cannot be imported."""
     sets = write_set(tiny)
-    monkeypatch.setitem(sys.modules, "tensorflow", None)
+    monkeypatch.delitem(sys.modules, "tensorflow", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [NoTensorFlow, *sys.meta_path])
     arrays = load_tfds("tiny", sets)
     check(arrays, tiny)
     assert (arrays.name, arrays.num_classes, arrays.pixel_max) == ("tiny", 3, 255)
@@ -172,7 +180,7 @@ def test_splits_of_several_shapes(write_set, tiny):
 
 
 def test_labels_out_of_range(write_set, tiny):
-    """Oracle: the message names the split and the range; -1 is how TFDS hides a test set's labels."""
+    """Oracle: the message names the split and the range; TFDS hides labels as -1."""
     hidden = {"train": tiny["train"], "test": (tiny["test"][0], np.full(7, -1))}
     with pytest.raises(InputError, match="'test' has labels -1 to -1; expected 0 to 2"):
         load_tfds("tiny", write_set(hidden))

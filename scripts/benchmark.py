@@ -1,0 +1,107 @@
+"""Step time of every rule against backpropagation, side by side in one process.
+
+`python scripts/benchmark.py [--widths 512 512 ...] [--rules NAME ...] [--rounds 20]`
+
+In each round every rule takes the same number of steps, in a random order; the ratio to
+backpropagation is taken within the round, so a machine that slows down slows down both.
+"""
+
+import json
+import pathlib
+import random
+import sys
+import time
+
+import jax
+import numpy as np
+
+from dfa_jax.models import MLP, from_linen
+from dfa_jax.optim import Optimizer
+from dfa_jax.rules import RULES
+from dfa_jax.train import loop, records, sharding
+from dfa_jax.train.cli import Parser, exit_on_bad_input
+from dfa_jax.train.process import prepare_process
+from dfa_jax.train.state import init_state
+from dfa_jax.types import Batch
+
+
+def main(arguments: list[str]) -> None:
+    """Prints the ratios' median and quartiles; appends them to a file if asked."""
+    parser = Parser(prog="benchmark.py", description=__doc__.splitlines()[0])
+    parser.add_argument("--widths", type=int, nargs="+", default=[512] * 20)
+    parser.add_argument("--inputs", type=int, default=784, help="features of an example")
+    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--rules", nargs="+", choices=RULES, default=list(RULES))
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--steps", type=int, default=10, help="steps a rule and round")
+    parser.add_argument("--optimizer", choices=["sgd", "adam", "rmsprop"], default="sgd")
+    parser.add_argument("--output", type=pathlib.Path, help="JSON lines file to append to")
+    options = parser.parse(arguments)
+    prepare_process()
+    seconds = measure(options)
+    ratios = summarise(seconds)
+    print(f"{len(options.widths)} hidden layers, batch {options.batch_size}, {options.optimizer};"
+          f" {options.rounds} rounds of {options.steps} steps; {records.environment()}")
+    for name, found in ratios.items():
+        print(f"{name:<34} {found['milliseconds']:8.2f} ms a step   {found['ratio']:.3f} of backprop"
+              f"  [{found['first_quartile']:.3f}, {found['third_quartile']:.3f}]")
+    if options.output:
+        settings = {k: v for k, v in vars(options).items() if k != "output"}
+        line = {"settings": settings, "environment": records.environment(), "rules": ratios}
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        with options.output.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+def measure(options) -> dict[str, list[float]]:
+    """Seconds a step by rule, one number a round."""
+    generator = np.random.default_rng(0)
+    data = Batch(
+        generator.standard_normal((4 * options.batch_size, options.inputs)).astype(np.float32),
+        generator.integers(0, 10, 4 * options.batch_size).astype(np.int32),
+    )
+    order = generator.integers(0, len(data.targets), (options.steps, options.batch_size), np.int32)
+    data = jax.device_put(data)
+    example = jax.tree.map(lambda a: a[: options.batch_size], data)
+    model = from_linen(MLP(tuple(options.widths)), "layer_*", example.inputs)
+    optimizer, mesh = Optimizer(options.optimizer, learning_rate=1e-4), sharding.make_mesh()
+    programs, states = {}, {}
+    for name in dict.fromkeys(["backprop", *options.rules]):
+        program = loop.Program(
+            model, RULES[name](), "softmax_cross_entropy", optimizer, 10**6, mesh
+        )
+        parts = {k: v for k, v in program.parts.items() if k != "loss_fn"}
+        state = init_state(jax.random.key(0), example, **parts)
+        programs[name] = program
+        states[name], _ = loop.run_steps(state, data, order, options.steps, program=program)
+    seconds = {name: [] for name in programs}
+    for turn in range(options.rounds):
+        for name in random.Random(turn).sample(list(programs), len(programs)):
+            jax.block_until_ready(states[name])
+            start = time.perf_counter()
+            states[name], _ = loop.run_steps(
+                states[name], data, order, options.steps, program=programs[name]
+            )
+            jax.block_until_ready(states[name])
+            seconds[name].append((time.perf_counter() - start) / options.steps)
+    return seconds
+
+
+def summarise(seconds: dict[str, list[float]]) -> dict[str, dict[str, float]]:
+    """Median time, and median and quartiles of the ratio to backpropagation, by rule."""
+    base = np.array(seconds["backprop"])
+    found = {}
+    for name, times in seconds.items():
+        low, middle, high = np.quantile(np.array(times) / base, [0.25, 0.5, 0.75])
+        found[name] = {
+            "milliseconds": round(1e3 * float(np.median(times)), 3),
+            "ratio": round(float(middle), 4),
+            "first_quartile": round(float(low), 4),
+            "third_quartile": round(float(high), 4),
+        }
+    return found
+
+
+if __name__ == "__main__":
+    with exit_on_bad_input("benchmark.py"):
+        main(sys.argv[1:])

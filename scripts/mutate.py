@@ -1,0 +1,178 @@
+"""Does the suite bite? Sabotages one line of a copy at a time; the tests must notice every time.
+
+`python scripts/mutate.py [NAME ...]` prints one line a sabotage and exits with 1 if any survives.
+"""
+
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import tempfile
+from typing import NamedTuple
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+COPIED = ("dfa_jax", "tests", "scripts", "configs", "docs", "pyproject.toml", "README.md")
+
+
+class Sabotage(NamedTuple):
+    """One line to change, and the tests that ought to notice."""
+
+    file: str
+    line: str
+    instead: str
+    tests: str
+
+
+SABOTAGES = {
+    "reverse B": Sabotage(
+        "autodiff/feedback.py",
+        "return jnp.tensordot(error.astype(feedback.dtype), feedback, axes=1)",
+        "return jnp.tensordot(error.astype(feedback.dtype), feedback[::-1], axes=1)",
+        "tests/autodiff tests/rules",
+    ),
+    "flip the sign of e": Sabotage(
+        "autodiff/sites.py",
+        "sent = _like_activities(send(error, activities), activities)\n        (grads,)",
+        "sent = _like_activities(send(-error, activities), activities)\n        (grads,)",
+        "tests/autodiff tests/rules",
+    ),
+    "drop the activation's derivative": Sabotage(
+        "models/mlp.py",
+        "return ACTIVATIONS[self.activation](nn.Dense(self.width, use_bias=self.use_bias)(x))",
+        "a = nn.Dense(self.width, use_bias=self.use_bias)(x)\n"
+        "        return a + jax.lax.stop_gradient(ACTIVATIONS[self.activation](a) - a)",
+        "tests/autodiff tests/rules tests/models",
+    ),
+    "do not cut": Sabotage(
+        "autodiff/sites.py",
+        "leaves[floats[0]] = jax.lax.stop_gradient(h)",
+        "leaves[floats[0]] = h",
+        "tests/autodiff tests/rules",
+    ),
+    "decay B": Sabotage(
+        "rules/base.py",
+        "return GradEstimate(found.loss, found.outputs, found.grads, rule_state)",
+        "return GradEstimate(found.loss, found.outputs, found.grads,"
+        " jax.tree.map(lambda B: 0.9999 * B, rule_state))",
+        "tests/conformance",
+    ),
+    "redraw B on resume": Sabotage(
+        "train/loop.py",
+        "state = checkpoints.restore(like)",
+        "state = checkpoints.restore(like)\n"
+        "            state = state._replace(rule_state=init(jax.random.key(1), example).rule_state)",
+        "tests/train",
+    ),
+    "sum the loss": Sabotage(
+        "autodiff/sites.py",
+        "return jnp.mean(loss_fn(outputs, batch.targets))\n\n    cut_orders",
+        "return jnp.sum(loss_fn(outputs, batch.targets))\n\n    cut_orders",
+        "tests/autodiff tests/rules tests/conformance",
+    ),
+    "the same B at every site": Sabotage(
+        "rules/draw.py",
+        "key = jax.random.fold_in(key, zlib.crc32(name.encode()))",
+        "del name",
+        "tests/rules",
+    ),
+    "the first layer's B for a whole stack": Sabotage(
+        "autodiff/feedback.py",
+        "return jax.vmap(lambda layer: project(error, layer, num_stack - 1))(feedback)",
+        "return jax.vmap(lambda layer: project(error, feedback[0], num_stack - 1))(feedback)",
+        "tests/autodiff tests/rules",
+    ),
+    "feedback alignment by the weights": Sabotage(
+        "autodiff/feedback.py",
+        "y = forward(jax.lax.stop_gradient(x), **kwargs)\n    return swap(y, x, kernel)",
+        "return forward(x, **kwargs)",
+        "tests/rules",
+    ),
+    "no decay of Kolen-Pollack's feedback": Sabotage(
+        "rules/kolen_pollack.py",
+        "outer + self.decay * learned[name]",
+        "outer",
+        "tests/rules",
+    ),
+    "magnitudes without signs": Sabotage(
+        "rules/uniform_sign.py", "jnp.sign(kernel)", "jnp.ones_like(kernel)", "tests/rules"
+    ),
+    "last columns of the shared B": Sabotage(
+        "rules/draw.py",
+        'return rule_state["shared"][:, :width]',
+        'return rule_state["shared"][:, -width:]',
+        "tests/rules",
+    ),
+    "threshold the mean error": Sabotage(
+        "rules/direct_feedback_alignment.py",
+        "jnp.abs(error) * num_examples >",
+        "jnp.abs(error) >",
+        "tests/rules",
+    ),
+    "no gradient of the head under last_hidden": Sabotage(
+        "autodiff/sites.py", "tree.add(head_grads, body_grads)", "body_grads", "tests/rules tests/autodiff"
+    ),
+    "every epoch in the same order": Sabotage(
+        "data/base.py",
+        "jax.random.fold_in(jax.random.key(seed), epoch)",
+        "jax.random.fold_in(jax.random.key(seed), 0)",
+        "tests/data",
+    ),
+    "one step too few a dispatch": Sabotage(
+        "train/loop.py",
+        "jax.lax.fori_loop(0, num_steps, one, (state, totals))",
+        "jax.lax.fori_loop(1, num_steps, one, (state, totals))",
+        "tests/train",
+    ),
+    "decay the biases": Sabotage(
+        "optim.py", '("kernel", "embedding", "feedback")', '("kernel", "bias")', "tests/test_optim.py"
+    ),
+    "count examples without an error": Sabotage(
+        "metrics.py", "& (jnp.abs(delta).max(-1) > 0)", "", "tests/test_metrics.py"
+    ),
+}
+
+
+def main(chosen: list[str]) -> int:
+    """Runs the sabotages, all of them by default; the number that survive."""
+    survived = []
+    for name in chosen or SABOTAGES:
+        caught = is_caught(SABOTAGES[name])
+        print(f"{'caught  ' if caught else 'SURVIVED'}  {name}", flush=True)
+        if not caught:
+            survived.append(name)
+    total = len(chosen or SABOTAGES)
+    print(f"{total - len(survived)} of {total} sabotages caught")
+    return len(survived)
+
+
+def is_caught(sabotage: Sabotage) -> bool:
+    """Whether a test fails on a copy of the checkout with the line changed."""
+    with tempfile.TemporaryDirectory() as directory:
+        copy = pathlib.Path(directory)
+        for name in COPIED:
+            source = ROOT / name
+            place = shutil.copytree if source.is_dir() else shutil.copy
+            place(source, copy / name)
+        path = copy / "dfa_jax" / sabotage.file
+        text = path.read_text()
+        if text.count(sabotage.line) != 1:
+            raise SystemExit(f"{sabotage.file} has not exactly one {sabotage.line!r}; mend mutate.py")
+        path.write_text(text.replace(sabotage.line, sabotage.instead))
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
+        cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".jax_cache"))
+        done = subprocess.run(
+            [*command, *sabotage.tests.split()],
+            cwd=copy,
+            env={**os.environ, "PYTHONPATH": str(copy), "JAX_COMPILATION_CACHE_DIR": cache},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    if done.returncode not in (0, 1):
+        raise SystemExit(f"pytest did not run ({done.returncode}):\n{done.stdout}{done.stderr}")
+    return done.returncode == 1
+
+
+if __name__ == "__main__":
+    sys.exit(1 if main(sys.argv[1:]) else 0)
