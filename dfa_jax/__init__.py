@@ -1,6 +1,7 @@
 """Train neural networks in JAX and Flax without (all of) backpropagation."""
 
 from dfa_jax.autodiff import collect, site_gradients
+from dfa_jax.checks import check_isolation, cost_report
 from dfa_jax.errors import InputError, SiteError
 from dfa_jax.models import MLP, ConvNet, Model, from_linen
 from dfa_jax.rules import (
@@ -45,7 +46,9 @@ __all__ = [
     "TrainConfig",
     "TrainState",
     "UniformSign",
+    "check_isolation",
     "collect",
+    "cost_report",
     "fit",
     "from_linen",
     "init_state",

@@ -3,8 +3,9 @@
 import pathlib
 import sys
 
+from dfa_jax.errors import InputError
 from dfa_jax.report import recipe
-from dfa_jax.train import fit
+from dfa_jax.train import TrainConfig, fit
 from dfa_jax.train.cli import Parser, exit_on_bad_input, parse_config
 from dfa_jax.train.process import prepare_process
 
@@ -14,14 +15,17 @@ USAGE = "python scripts/train.py RECIPE [options]"
 def main(arguments: list[str]) -> None:
     """Trains the recipe's configuration, with the command line's changes, in a run directory."""
     parser = Parser(prog=USAGE, add_help=False)
-    parser.add_argument("recipe", metavar="RECIPE", help="a file under configs/, as quickstart")
+    parser.add_argument("recipe", nargs="?", help="a file under configs/, as quickstart")
     parser.add_argument("--run-dir", type=pathlib.Path, help="where the run is kept [runs/RECIPE]")
     parser.add_argument("--resume", action="store_true", help="go on with the run that is there")
     parser.add_argument("--overwrite", action="store_true", help="replace the run that is there")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     run, options = parser.parse_known_args(arguments)
-    config = parse_config(recipe.load_config(run.recipe), options, parents=[parser])
-    run_dir = run.run_dir or pathlib.Path("runs") / run.recipe
+    if run.recipe is None and not {"-h", "--help"} & set(options):
+        raise InputError(f"which RECIPE? Known: {', '.join(recipe.names())}; --help has the options")
+    start = TrainConfig() if run.recipe is None else recipe.load_config(run.recipe)
+    config = parse_config(start, options, parents=[parser])
+    run_dir = run.run_dir or pathlib.Path("runs") / recipe.plain(run.recipe)
     prepare_process()
     result = fit(
         config,

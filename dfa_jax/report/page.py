@@ -5,9 +5,8 @@ import re
 from collections.abc import Sequence
 from html import escape
 
-from dfa_jax.report import figure, style, table, text, verdict
+from dfa_jax.report import figure, provenance, style, table, text, verdict
 from dfa_jax.report.recipe import Recipe
-from dfa_jax.report.series import test_error, train_error
 from dfa_jax.report.table import Row
 from dfa_jax.report.template import PAGE
 from dfa_jax.train.records import RunRecord
@@ -28,9 +27,10 @@ def html(recipe: Recipe, records: Sequence[RunRecord]) -> str:
         caption=emphasise(table.caption(recipe)),
         header=header(recipe),
         command=escape(f"python scripts/reproduce.py {recipe.name}"),
-        facts="".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in facts(records)),
+        facts=pairs(provenance.facts(records)),
+        settings=pairs(provenance.settings(records)),
         num_runs=len(records),
-        runs="".join(run_line(record) for record in records),
+        runs="".join(map(run_line, records)),
     )
 
 
@@ -98,34 +98,19 @@ def emphasise(words: str) -> str:
 
 
 def header(recipe: Recipe) -> str:
-    """The recipe file's own words, without its title; its "Name: text" lines stand by themselves."""
-    lines = re.sub(r"\n +", " ", recipe.header).splitlines()[1:]
-    blocks = re.sub(r"(?m)^(Paper|Command|Time|Expect): ", r"\n\n\1: ", "\n".join(lines))
-    return "".join(f"<p>{escape(block)}</p>" for block in blocks.split("\n\n") if block.strip())
+    """What the recipe file says beyond its title, paper and command."""
+    unwrapped = re.sub(r"\n +", " ", recipe.header)
+    _, _, body = unwrapped.partition("\nTime: ")
+    time_and_rest = re.sub(r"(?m)^Expect: ", "\n\nExpected: ", f"Time: {body}")
+    return "".join(f"<p>{escape(part.strip())}</p>" for part in time_and_rest.split("\n\n"))
 
 
-def facts(records: Sequence[RunRecord]) -> list[tuple[str, str]]:
-    """Where and with what the runs were made; several values where runs differ."""
-    found: dict[str, dict[str, None]] = {"seeds": {}}
-    for record in records:
-        found["seeds"][str(record.seed)] = None
-        for name, value in record.environment.items():
-            found.setdefault(name, {})[value or "unknown"] = None
-    return [(name, ", ".join(values)) for name, values in found.items()]
+def pairs(found: Sequence[tuple[str, str]]) -> str:
+    """Names and values as a definition list's items."""
+    return "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in found)
 
 
 def run_line(record: RunRecord) -> str:
     """One run in the full list."""
-    final = record.final
-    cells = (
-        record.variant,
-        str(record.seed),
-        f"{test_error(final):.2f}",
-        f"{train_error(final):.2f}",
-        f"{final.test_loss:.4f}",
-        f"{record.num_params:,}",
-        f"{record.num_steps:,}",
-        f"{record.wall_seconds:.1f}",
-        record.environment.get("commit") or "unknown",
-    )
-    return "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>"
+    cells = "".join(f"<td>{escape(cell)}</td>" for cell in provenance.run_cells(record))
+    return f"<tr>{cells}</tr>"

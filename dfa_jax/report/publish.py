@@ -22,7 +22,7 @@ def publish(chosen: Recipe, folder: pathlib.Path) -> str:
     held = plan.matching(chosen, records.read_runs(folder / RECORDS))
     if not held:
         raise InputError(
-            f"no runs of '{chosen.name}' in {folder / RECORDS}; leave out --report-only to make them"
+            f"no runs of '{chosen.name}' in {folder}; leave out --report-only to make them"
         )
     shown = table.markdown(chosen, table.rows(chosen, held))
     (folder / "table.md").write_text(shown)
@@ -46,7 +46,7 @@ def listing(results_dir: pathlib.Path) -> str:
 
 
 def progress(chosen: Recipe, results_dir: pathlib.Path) -> str:
-    """`complete`, `k of n runs`, `none`, or `outdated` where the configuration has changed since."""
+    """`complete`, `k of n runs`, `none`, or `outdated`: made with another configuration."""
     held = records.read_runs(results_dir / chosen.name / RECORDS)
     if plan.outdated(chosen, held):
         return "outdated"

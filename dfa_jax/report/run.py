@@ -11,7 +11,7 @@ from dfa_jax.report.recipe import Recipe
 from dfa_jax.report.series import test_error
 from dfa_jax.report.text import duration
 from dfa_jax.train import loop, records
-from dfa_jax.train.config import TrainConfig
+from dfa_jax.train.config import TrainConfig, to_dict
 from dfa_jax.train.records import RunRecord
 
 
@@ -47,7 +47,12 @@ def run(
     total = len(plan.plan(recipe))
     for place, one in enumerate(todo):
         result = loop.fit(located(one.config, data_dir), progress=False)
-        record = dataclasses.replace(result.record, recipe=recipe.name, variant=one.variant)
+        record = dataclasses.replace(
+            result.record,
+            recipe=recipe.name,
+            variant=one.variant,
+            config=to_dict(one.config),  # the recipe's: where data lay is no part of a result
+        )
         records.append(path, record)
         held.append(record)
         left = duration(seconds_left(todo[place + 1 :], held))
@@ -72,7 +77,7 @@ def describe(record: RunRecord) -> str:
 
 
 def seconds_left(todo: Sequence[plan.Planned], held: Sequence[RunRecord]) -> float:
-    """Duration of the rest: the variant's last run, which had least to compile, or the mean of all."""
+    """Duration of the rest, from each variant's last run, which compiled least; else their mean."""
     last = {record.variant: record.wall_seconds for record in held}
     anything = statistics.fmean(last.values())
     return sum(last.get(one.variant, anything) for one in todo)

@@ -73,7 +73,8 @@ dl {
 }
 dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
 summary { cursor: pointer; font-weight: 600; }
-details table { margin-top: 12px; }
+details table, details dl { margin: 12px 0; }
+details + details { margin-top: 10px; }
 </style>
 </head>
 <body>
@@ -105,10 +106,15 @@ $header
 </section>
 <section>
 <details>
+<summary>Settings</summary>
+<dl>$settings</dl>
+</details>
+<details>
 <summary>All $num_runs runs</summary>
 <div class="scroll"><table>
 <thead><tr><th>variant</th><th>seed</th><th>test error, %</th><th>train error, %</th>
-<th>test loss, nats</th><th>parameters</th><th>steps</th><th>seconds</th><th>commit</th></tr></thead>
+<th>test loss, nats</th><th>parameters</th><th>steps</th><th>seconds</th><th>commit</th></tr>
+</thead>
 <tbody>$runs</tbody>
 </table></div>
 </details>

@@ -5,6 +5,7 @@ from typing import Any
 
 import orbax.checkpoint as ocp
 
+from dfa_jax.errors import InputError
 from dfa_jax.train.state import TrainState
 
 
@@ -35,7 +36,18 @@ class Checkpoints:
         self._manager.save(int(state.step), args=ocp.args.Composite(state=arguments))
 
     def restore(self, like: Any) -> TrainState:
-        """The newest state, as arrays with the shapes, types and shardings of the abstract `like`."""
+        """The newest state, as arrays with the shapes, types and shardings of the abstract `like`.
+
+        Raises:
+            InputError: the checkpoint is damaged.
+        """
         arguments = ocp.args.StandardRestore(like._asdict())
-        restored = self._manager.restore(self.latest, args=ocp.args.Composite(state=arguments))
+        try:
+            restored = self._manager.restore(self.latest, args=ocp.args.Composite(state=arguments))
+        except (KeyError, ValueError, OSError) as error:  # what Orbax raises over missing files
+            folder = self._manager.directory / str(self.latest)
+            raise InputError(
+                f"checkpoint {folder} cannot be read ({str(error)[:100]}); delete that folder to go on"
+                " from the one before, or start again with --overwrite"
+            ) from error
         return TrainState(**restored["state"])

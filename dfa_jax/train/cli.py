@@ -30,7 +30,7 @@ def exit_on_bad_input(script: str) -> Iterator[None]:
     try:
         yield
     except errors.InputError as error:
-        print(f"{script}: error: {error}", file=sys.stderr)
+        print(f"{script}: error: {' '.join(str(error).splitlines())}", file=sys.stderr)
         raise SystemExit(2) from None
 
 
@@ -83,8 +83,8 @@ def parse_config(
             config = dataclasses.replace(config, **{part: choices[name]()})
     full = Parser(parents=[*parents, parser], usage="%(prog)s RECIPE [options]")
     _add_options(full, config, "")
-    required = [action for action in full._actions if not action.option_strings]
-    for action in required:
+    positional = [action for action in full._actions if not action.option_strings]
+    for action in positional:
         full._remove_action(action)  # the script has read its positional arguments already
     return _put_in(config, vars(full.parse(rest)), "")
 

@@ -1,6 +1,7 @@
 """What a run is: one frozen value, which is also its command line and its record."""
 
 import dataclasses
+import math
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -50,13 +51,14 @@ class TrainConfig:
 
     def __post_init__(self):
         for name in ("batch_size", "num_epochs", "eval_every", "model_axis"):
-            if not getattr(self, name) > 0:
-                raise InputError(f"{name} is {getattr(self, name)}; expected a positive number")
-        if self.alignment_examples < 0 or self.seed < 0:
-            raise InputError(
-                f"alignment_examples is {self.alignment_examples} and seed {self.seed}; expected"
-                " numbers >= 0"
-            )
+            value = getattr(self, name)
+            if not (value > 0 and math.isfinite(value)):
+                raise InputError(f"{name} is {value}; expected a positive finite number")
+        for name in ("alignment_examples", "seed"):
+            if not 0 <= getattr(self, name) < 2**31:
+                raise InputError(
+                    f"{name} is {getattr(self, name)}; expected an integer from 0 to 2**31 - 1"
+                )
         if self.loss not in LOSSES:
             raise InputError(f"loss is '{self.loss}'; expected one of {', '.join(LOSSES)}")
 

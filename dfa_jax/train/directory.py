@@ -60,10 +60,10 @@ class RunDirectory:
         if self.path.exists() and not self.path.is_dir():
             raise InputError(f"run directory {self.path} is a file; choose another path")
         taken = self.path.exists() and any(self.path.iterdir())
-        if taken and not (self.path / _CONFIG).exists():
+        if taken and not self._is_run():
             raise InputError(
-                f"{self.path} exists and is not a run (it has no {_CONFIG}); choose another folder, or"
-                " remove it yourself"
+                f"{self.path} exists and is not a run (it has no {_CONFIG} of one); choose another"
+                " folder, or remove it yourself"
             )
         if taken and overwrite:
             shutil.rmtree(self.path)
@@ -75,15 +75,25 @@ class RunDirectory:
             )
         if taken:
             self._check_same(config)
-        else:
-            self.path.mkdir(parents=True, exist_ok=True)
-            _write(self.path / _CONFIG, configs.to_dict(config))
+        self.path.mkdir(parents=True, exist_ok=True)
+        # Written on resume too: a folder that cannot be written to is refused here, by name.
+        _write(self.path / _CONFIG, configs.to_dict(config))
+
+    def _is_run(self) -> bool:
+        """Whether there is a configuration of ours, if damaged, and not another program's file."""
+        if not (self.path / _CONFIG).exists():
+            return False
+        try:
+            stored = json.loads((self.path / _CONFIG).read_text())
+        except ValueError:
+            return True  # `_check_same` says that it is damaged
+        return isinstance(stored, dict) and {"rule", "optimizer"} <= stored.keys()
 
     def _check_same(self, config: TrainConfig) -> None:
         """Refuses to go on with a run of another configuration."""
         try:
             stored = json.loads((self.path / _CONFIG).read_text())
-        except json.JSONDecodeError as error:
+        except ValueError as error:
             raise InputError(
                 f"{self.path / _CONFIG} is damaged ({error}); start again with --overwrite"
             ) from error
@@ -101,9 +111,23 @@ class RunDirectory:
         """The curve up to a step; later points, which a resumed run makes again, are removed."""
         path = self.path / _CURVE
         lines = path.read_text().split("\n")[:-1] if path.exists() else []
-        curve = [records.Evaluation(**json.loads(line)) for line in lines]
-        kept = [evaluation for evaluation in curve if evaluation.step <= step]
-        path.write_text("".join(json.dumps(dataclasses.asdict(e)) + "\n" for e in kept))
+        kept = []
+        for number, line in enumerate(lines, start=1):
+            try:
+                evaluation = records.Evaluation(**json.loads(line))
+            except (ValueError, TypeError) as error:
+                raise InputError(
+                    f"{path}, line {number} is not an evaluation ({error}); start again with"
+                    " --overwrite"
+                ) from error
+            if evaluation.step <= step:
+                kept.append(evaluation)
+        if step and (not kept or kept[-1].step != step):
+            raise InputError(
+                f"{path} has no evaluation at step {step}, where the last checkpoint is; start again"
+                " with --overwrite"
+            )
+        _replace(path, "".join(json.dumps(dataclasses.asdict(e)) + "\n" for e in kept))
         return kept
 
     def finish(self, record: records.RunRecord) -> None:
@@ -112,7 +136,11 @@ class RunDirectory:
 
 
 def _write(path: pathlib.Path, content: Any) -> None:
-    """Writes JSON so that a stop leaves the old file or the new one, never half of one."""
+    _replace(path, json.dumps(content, indent=1) + "\n")
+
+
+def _replace(path: pathlib.Path, text: str) -> None:
+    """Writes so that a stop leaves the old file or the new one, never half of one."""
     partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(content, indent=1) + "\n")
+    partial.write_text(text)
     os.replace(partial, path)

@@ -33,7 +33,7 @@ from dfa_jax.train.directory import RunDirectory
 from dfa_jax.train.records import Evaluation, RunRecord, environment
 from dfa_jax.train.state import TrainState, init_state
 from dfa_jax.train.step import train_step
-from dfa_jax.types import Batch, Params
+from dfa_jax.types import Batch, Params, PRNGKey
 
 STEPS_PER_DISPATCH = 100
 _EVAL_BATCH = 500
@@ -117,9 +117,17 @@ def _checked_model(config: TrainConfig, dataset: Dataset) -> Model:
     example = jax.ShapeDtypeStruct(
         (config.batch_size, *dataset.train.inputs.shape[1:]), dataset.train.inputs.dtype
     )
-    model = from_linen(config.model, config.sites, example)
-    params = jax.eval_shape(model.init, jax.random.key(0), example)
-    outputs = jax.eval_shape(model.apply, params, example)
+    try:
+        model = from_linen(config.model, config.sites, example)
+        params = jax.eval_shape(model.init, jax.random.key(0), example)
+        outputs = jax.eval_shape(model.apply, params, example)
+    except InputError:
+        raise
+    except (ValueError, TypeError, ZeroDivisionError) as error:  # what Flax raises over bad sizes
+        raise InputError(
+            f"{type(config.model).__name__} does not run on inputs {example.shape} ({error}); check"
+            " its sizes"
+        ) from error
     expected = (config.batch_size, dataset.num_classes)
     if outputs.shape != expected:
         raise InputError(
@@ -186,9 +194,7 @@ class _Run:
         """Freshly drawn on the devices where it stays, or restored there."""
         example = jax.tree.map(lambda a: a[: self.config.batch_size], self.train_data)
         key = jax.random.key(self.config.seed)
-        parts = self.program.parts
-        del parts["loss_fn"]
-        init = functools.partial(init_state, **parts)
+        init = functools.partial(draw_state, program=self.program)
         abstract = jax.eval_shape(init, key, example)
         shardings = sharding.state_shardings(self.program.mesh, abstract)
         if directory and checkpoints and checkpoints.latest is not None:
@@ -201,7 +207,7 @@ class _Run:
             return state
         if directory:
             directory.curve_until(0)
-        return jax.jit(init, out_shardings=shardings)(key, example)
+        return init(key, example)
 
     def _steps(
         self, state: TrainState, start: int, end: int, bar: tqdm.tqdm
@@ -231,18 +237,23 @@ class _Run:
         for name, value in values.items():
             sums[name] += value
         loss = values["loss"] / (stop - begin)
-        if not math.isfinite(loss):
-            raise InputError(
-                f"the loss is {loss} between steps {begin} and {stop}; lower"
-                f" --optimizer.learning-rate (now {self.config.optimizer.learning_rate}) or set"
-                " --optimizer.clip-norm"
-            )
+        self._check_finite(loss, f"the loss is {loss} between steps {begin} and {stop}")
         bar.set_postfix(loss=f"{loss:.4f}", accuracy=f"{values['accuracy'] / (stop - begin):.4f}")
         bar.update(stop - begin)
+
+    def _check_finite(self, loss: float, finding: str) -> None:
+        """Stops a run that has diverged, before it is recorded or checkpointed."""
+        if not math.isfinite(loss):
+            raise InputError(
+                f"{finding}; lower --optimizer.learning-rate (now"
+                f" {self.config.optimizer.learning_rate}) or set --optimizer.clip-norm"
+            )
 
     def _evaluate(self, state: TrainState, step: int, means: dict[str, float]) -> Evaluation:
         """Test set and per-site measurements, at this step."""
         tested = evaluate(state.params, self.test_data, program=self.program)
+        test_loss = float(tested["loss"])
+        self._check_finite(test_loss, f"the test loss is {test_loss} after step {step}")
         measured = {}
         if self.config.alignment_examples:
             number = min(self.config.alignment_examples, len(self.train_data.targets))
@@ -256,7 +267,7 @@ class _Run:
             epoch=step / self.source.steps_per_epoch,
             train_loss=means["loss"],
             train_accuracy=means["accuracy"],
-            test_loss=float(tested["loss"]),
+            test_loss=test_loss,
             test_accuracy=float(tested["accuracy"]),
             metrics=found,
         )
@@ -276,12 +287,20 @@ class _Run:
         )
 
 
+@functools.partial(jax.jit, static_argnames="program")
+def draw_state(key: PRNGKey, batch: Batch, *, program: Program) -> TrainState:
+    """`init_state` on the devices where the state stays; one compilation serves every seed."""
+    parts = {name: part for name, part in program.parts.items() if name != "loss_fn"}
+    state = init_state(key, batch, **parts)
+    return jax.lax.with_sharding_constraint(state, sharding.state_shardings(program.mesh, state))
+
+
 @functools.partial(jax.jit, static_argnames="program", donate_argnames="state")
 def run_steps(
     state: TrainState,
     data: Batch,
     order: Int[Array, "most batch"],
-    num_steps: int,
+    num_steps: int | Int[Array, ""],
     *,
     program: Program,
 ) -> tuple[TrainState, dict[str, Array]]:

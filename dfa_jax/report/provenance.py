@@ -1,0 +1,51 @@
+"""Where the numbers of a page come from: environment, settings, single runs."""
+
+import json
+from collections.abc import Iterable, Sequence
+
+from dfa_jax.report.plan import flatten
+from dfa_jax.report.series import test_error, train_error
+from dfa_jax.train.records import RunRecord
+
+
+def facts(records: Sequence[RunRecord]) -> list[tuple[str, str]]:
+    """Seeds, commit, versions and device; several values where runs differ."""
+    environments = [{"seeds": str(record.seed), **record.environment} for record in records]
+    return merged(environments)
+
+
+def settings(records: Sequence[RunRecord]) -> list[tuple[str, str]]:
+    """The configuration by dotted name; several values where variants differ."""
+    return merged(
+        {name: json.dumps(value).strip('"') for name, value in flatten(record.config).items()}
+        for record in records
+    )
+
+
+def merged(tables: Iterable[dict[str, str]]) -> list[tuple[str, str]]:
+    """Every name with its different values, in order of appearance.
+
+    >>> merged([{"seed": "0", "rule": "shallow"}, {"seed": "1", "rule": "shallow"}])
+    [('seed', '0, 1'), ('rule', 'shallow')]
+    """
+    found: dict[str, dict[str, None]] = {}
+    for table in tables:
+        for name, value in table.items():
+            found.setdefault(name, {})[value or "unknown"] = None
+    return [(name, ", ".join(values)) for name, values in found.items()]
+
+
+def run_cells(record: RunRecord) -> tuple[str, ...]:
+    """One run: variant, seed, errors, test loss, sizes, seconds, commit."""
+    final = record.final
+    return (
+        record.variant,
+        str(record.seed),
+        f"{test_error(final):.2f}",
+        f"{train_error(final):.2f}",
+        f"{final.test_loss:.4f}",
+        f"{record.num_params:,}",
+        f"{record.num_steps:,}",
+        f"{record.wall_seconds:.1f}",
+        record.environment.get("commit") or "unknown",
+    )

@@ -1,0 +1,175 @@
+"""What the tests share: small models and batches, and comparisons of trees that say where they differ."""
+
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dfa_jax import losses
+from dfa_jax.models import MLP, ConvNet, Model, from_linen
+from dfa_jax.rules import GradEstimate, LearningRule
+from dfa_jax.types import Batch
+
+LOSS = losses.softmax_cross_entropy
+
+
+def assert_close(actual: Any, expected: Any, tolerance: float = 1e-6) -> None:
+    """Same tree, and every leaf within `tolerance` times the largest entry of the expected leaf."""
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    pairs = zip(jax.tree.leaves_with_path(actual), jax.tree.leaves(expected), strict=True)
+    for (path, found), wanted in pairs:
+        found, wanted = np.asarray(found, np.float64), np.asarray(wanted, np.float64)
+        assert found.shape == wanted.shape, jax.tree_util.keystr(path)
+        scale = max(np.abs(wanted).max(initial=0.0), 1e-30)
+        difference = np.abs(found - wanted).max(initial=0.0) / scale
+        assert difference <= tolerance, f"{jax.tree_util.keystr(path)} differs by {difference:.2e}"
+
+
+def assert_identical(actual: Any, expected: Any) -> None:
+    """Same tree, types and bits."""
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    pairs = zip(jax.tree.leaves_with_path(actual), jax.tree.leaves(expected), strict=True)
+    for (path, found), wanted in pairs:
+        assert found.dtype == wanted.dtype, jax.tree_util.keystr(path)
+        np.testing.assert_array_equal(found, wanted, err_msg=jax.tree_util.keystr(path))
+
+
+def shapes(tree: Any) -> Any:
+    """Shape and type of every leaf."""
+    return jax.tree.map(lambda leaf: (leaf.shape, str(leaf.dtype)), tree)
+
+
+def to_float64(tree: Any) -> Any:
+    """The tree as NumPy double precision."""
+    return jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), tree)
+
+
+def images(key: int = 0, num: int = 16, shape: tuple[int, ...] = (8,), classes: int = 3) -> Batch:
+    """Standard normal inputs `[num, *shape]` with random labels."""
+    x_key, y_key = jax.random.split(jax.random.key(key))
+    inputs = jax.random.normal(x_key, (num, *shape))
+    return Batch(inputs, jax.random.randint(y_key, (num,), 0, classes))
+
+
+class Set(NamedTuple):
+    """A model with everything that a rule needs."""
+
+    model: Model
+    params: Any
+    batch: Batch
+
+
+def made(module: nn.Module, sites: Any, batch: Batch, seed: int = 1) -> Set:
+    """The module as a model with parameters: biases are drawn too, all in the default precision."""
+    model = from_linen(module, sites, batch.inputs)
+
+    @jax.jit
+    def draw(key, inputs):
+        params = model.init(key, inputs)
+        leaves, structure = jax.tree.flatten(params)
+        noise = [
+            0.1 * jax.random.normal(jax.random.fold_in(key, i), leaf.shape)
+            for i, leaf in enumerate(leaves)
+        ]
+        return jax.tree.map(jnp.add, params, jax.tree.unflatten(structure, noise))
+
+    return Set(model, draw(jax.random.key(seed), batch.inputs), batch)
+
+
+def started(rule: LearningRule, case: Set, seed: int = 2) -> tuple[Any, Any]:
+    """Parameters and state as the rule starts them."""
+    key = jax.random.key(seed)
+    return jax.jit(lambda params, batch: rule.init(key, case.model, params, batch))(*case[1:])
+
+
+def estimate(
+    rule: LearningRule, case: Set, params: Any, state: Any, *, seed: int = 3, loss: Any = LOSS
+) -> GradEstimate:
+    """One compiled estimate."""
+
+    @jax.jit
+    def run(key, params, state, batch):
+        return rule.estimate(key, case.model, loss, params, state, batch)
+
+    return run(jax.random.key(seed), params, state, case.batch)
+
+
+def backprop(case: Set, params: Any = None, loss: Any = LOSS) -> Any:
+    """`jax.grad` of the plain forward pass: no code of this library but the loss."""
+
+    @jax.jit
+    def grad(params, batch):
+        def objective(params):
+            outputs = case.model.module.apply({"params": params}, batch.inputs)
+            return loss(outputs, batch.targets).mean()
+
+        return jax.grad(objective)(params)
+
+    return grad(case.params if params is None else params, case.batch)
+
+
+class Layer(nn.Module):
+    """A layer with a skip connection inside, in the form that `nn.scan` wants."""
+
+    @nn.compact
+    def __call__(self, h, _=None):
+        a = nn.Dense(h.shape[-1], name="dense")(h)
+        return jnp.tanh(a) + 0.5 * h, None
+
+
+JittedLayer = nn.jit(Layer)
+RematLayer = nn.remat(Layer)
+
+
+class Stack(nn.Module):
+    """Embedding, three layers in one of several forms, readout; works on `[*batch, features]`."""
+
+    form: str = "unrolled"
+    depth: int = 3
+
+    @nn.compact
+    def __call__(self, x):
+        h = nn.Dense(6, name="embed")(x)
+        if "scan" in self.form:
+            layers = nn.scan(
+                RematLayer if "remat" in self.form else Layer,
+                variable_axes={"params": 0, "intermediates": 0},
+                split_rngs={"params": True},
+                length=self.depth,
+            )
+            h, _ = layers(name="layers")(h, None)
+        else:
+            kind = {"unrolled": Layer, "jit": JittedLayer, "remat": RematLayer}[self.form]
+            for i in range(self.depth):
+                h, _ = kind(name=f"layer_{i}")(h)
+        return nn.Dense(3, name="readout")(h)
+
+
+def unstacked(tree: dict[str, Any], depth: int = 3) -> dict[str, Any]:
+    """Parameters, gradients or rule state of a scanned `Stack` under the names of the unrolled one."""
+    found: dict[str, Any] = {}
+    for name, value in tree.items():
+        if name.split("/")[0] == "layers":
+            for i in range(depth):
+                layer = jax.tree.map(lambda leaf, i=i: leaf[i], value)
+                found[name.replace("layers", f"layer_{i}", 1)] = layer
+        else:
+            found[name] = value
+    return found
+
+
+def mlp() -> Set:
+    """A perceptron with sites at both hidden layers."""
+    return made(MLP((7, 6), 3), "layer_*", images())
+
+
+def convnet() -> Set:
+    """A convolutional network with sites at both layers."""
+    return made(ConvNet((3, 4), 3, 3), "layer_*", images(shape=(8, 8, 2)))
+
+
+def scanned() -> Set:
+    """A scanned stack of layers with a site at its embedding and at every layer."""
+    return made(Stack("scan"), ["embed", "layers"], images())

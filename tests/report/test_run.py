@@ -1,0 +1,128 @@
+"""What is run, what is skipped, and what a stop or a change leaves behind."""
+
+import dataclasses
+
+import pytest
+
+from dfa_jax.errors import InputError
+from dfa_jax.report import plan, run
+from dfa_jax.train import loop
+from dfa_jax.train import records as files
+
+
+@pytest.fixture
+def trained(monkeypatch, recipe, make_record):
+    """Replaces training; the list of (variant, seed) that were trained, in order."""
+    calls = []
+    labels = {(config.model, config.rule): variant for variant, config in recipe.variants.items()}
+
+    def fit(config, *, progress):
+        del progress
+        variant = labels[config.model, config.rule]
+        calls.append((variant, config.seed))
+        made = make_record(recipe, variant, config.seed, (5.0,))
+        made.config["data"]["data_dir"] = config.data.data_dir
+        return loop.Result(
+            dataclasses.replace(made, recipe="", variant=""), model=None, state=None
+        )
+
+    monkeypatch.setattr(loop, "fit", fit)
+    return calls
+
+
+def test_seeds_in_turn_and_one_line_a_run(recipe, trained, tmp_path):
+    """Oracle: definition; every variant of a seed before the next seed, each appended."""
+    said = []
+    found = run.run(recipe, tmp_path / "records.jsonl", say=said.append)
+    assert trained == [(variant, seed) for seed in recipe.seeds for variant in recipe.variants]
+    assert len((tmp_path / "records.jsonl").read_text().splitlines()) == len(trained) == 18
+    assert {(r.recipe, r.variant, r.seed) for r in found} == {("made_up", *one) for one in trained}
+    assert said[0] == "[1/18] tanh/backprop, seed 0: test error 5.00 % in 2.0 s; 34.0 s left"
+    assert said[-1].startswith("[18/18] relu/shallow, seed 2") and said[-1].endswith("0.0 s left")
+
+
+def test_nothing_is_run_twice(recipe, trained, tmp_path):
+    """Oracle: exact equivalence; a second call trains nothing and finds the same."""
+    first = run.run(recipe, tmp_path / "records.jsonl", say=str)
+    trained.clear()
+    assert run.run(recipe, tmp_path / "records.jsonl", say=str) == first
+    assert trained == []
+
+
+def test_a_stop_loses_only_the_run_in_progress(recipe, trained, tmp_path, monkeypatch):
+    """Oracle: exact equivalence of a stopped and resumed recipe with an unbroken one."""
+    fit, path = loop.fit, tmp_path / "records.jsonl"
+
+    def stops(config, *, progress):
+        if len(trained) == 4:
+            raise KeyboardInterrupt
+        return fit(config, progress=progress)
+
+    monkeypatch.setattr(loop, "fit", stops)
+    with pytest.raises(KeyboardInterrupt):
+        run.run(recipe, path, say=str)
+    assert len(files.read_runs(path)) == 4
+    monkeypatch.setattr(loop, "fit", fit)
+    resumed = run.run(recipe, path, say=str)
+    assert len(trained) == len(set(trained)) == 18
+    assert resumed == run.run(recipe, tmp_path / "unbroken.jsonl", say=str)
+
+
+def test_a_line_that_a_stop_cut_short_is_made_again(recipe, trained, tmp_path):
+    """Oracle: exact equivalence; half a line neither fails nor spoils the record after it."""
+    path = tmp_path / "records.jsonl"
+    whole = run.run(recipe, path, say=str)
+    path.write_text(path.read_text()[:-50])
+    trained.clear()
+    assert run.run(recipe, path, say=str) == whole
+    assert trained == [("relu/shallow", 2)]
+    assert plan.matching(recipe, files.read_runs(path)) == whole
+
+
+def test_a_changed_configuration_is_refused_by_name(recipe, trained, tmp_path):
+    """Oracle: the message names setting, both values and the remedy; nothing is trained."""
+    path = tmp_path / "records.jsonl"
+    run.run(recipe, path, say=str)
+    trained.clear()
+    changed = change_batch_size(recipe)
+    with pytest.raises(InputError, match=r"batch_size: 128 -> 64.*--overwrite"):
+        run.run(changed, path, say=str)
+    assert trained == []
+
+
+def test_overwrite_replaces_only_what_changed(recipe, trained, tmp_path):
+    """Oracle: definition; 3 of 18 runs have another batch size."""
+    path = tmp_path / "records.jsonl"
+    run.run(recipe, path, say=str)
+    trained.clear()
+    with pytest.raises(InputError):  # the stand-in always records the old batch size
+        run.run(change_batch_size(recipe), path, overwrite=True, say=str)
+    assert trained == [("tanh/backprop", seed) for seed in recipe.seeds]
+    assert len(files.read_runs(path)) == 18
+
+
+def change_batch_size(recipe):
+    """The recipe with one variant at batch size 64."""
+    config = dataclasses.replace(recipe.variants["tanh/backprop"], batch_size=64)
+    return dataclasses.replace(recipe, variants={**recipe.variants, "tanh/backprop": config})
+
+
+def test_where_data_lay_is_not_recorded(recipe, trained, tmp_path):
+    """Oracle: absence; the folder's name is nowhere in the records, and changes no match."""
+    path = tmp_path / "records.jsonl"
+    run.run(recipe, path, data_dir=tmp_path / "some_folder", say=str)
+    assert "some_folder" not in path.read_text()
+    trained.clear()
+    run.run(recipe, path, data_dir=tmp_path / "another", say=str)
+    assert trained == []
+
+
+def test_a_run_recorded_twice_counts_once(recipe, records):
+    """Oracle: invariant; n counts seeds."""
+    assert len(plan.matching(recipe, records + records[:5])) == len(records)
+
+
+def test_records_of_other_variants_are_left_alone(recipe, records):
+    """Oracle: invariant."""
+    stranger = dataclasses.replace(records[0], variant="tanh/gone")
+    assert len(plan.matching(recipe, [*records, stranger])) == len(records)

@@ -1,0 +1,52 @@
+"""Direct random target projection: the target, and nothing else, reaches the hidden layers."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dfa_jax.errors import InputError
+from dfa_jax.rules import DirectRandomTargetProjection
+from tests import helpers, reference
+
+
+def test_gradients_match_numpy(x64):
+    """Independent implementation: `onehot B_l / N` in NumPy, every gradient to 1e-12."""
+    case = helpers.mlp()
+    x, labels = case.batch
+    rule = DirectRandomTargetProjection()
+    params, state = helpers.started(rule, case)
+    expected = reference.direct(
+        params,
+        [np.asarray(state[site]) for site in case.model.sites],
+        x,
+        lambda y: (np.eye(3)[labels] / len(y), reference.output_error(y, labels)),
+        "tanh",
+    )
+    helpers.assert_close(helpers.estimate(rule, case, params, state).grads, expected, 1e-12)
+
+
+@pytest.mark.parametrize("case", [helpers.mlp, helpers.scanned])
+def test_hidden_gradients_do_not_depend_on_the_output_error(case):
+    """Invariant: another readout changes every error and no bit of a hidden gradient.
+
+    That no layer waits for the outputs is the rule's whole point.
+    """
+    case = case()
+    rule = DirectRandomTargetProjection()
+    params, state = helpers.started(rule, case)
+    moved = params | {"readout": jax.tree.map(lambda leaf: 2 * leaf + 1, params["readout"])}
+    before = helpers.estimate(rule, case, params, state)
+    after = helpers.estimate(rule, case, moved, state)
+    assert np.abs(after.outputs - before.outputs).max() > 1
+    readout = before.grads.pop("readout"), after.grads.pop("readout")
+    helpers.assert_identical(after.grads, before.grads)
+    assert np.abs(readout[0]["kernel"] - readout[1]["kernel"]).max() > 1e-3
+
+
+def test_regression_targets_are_refused():
+    """Documented contract: there is no one-hot of a real number; silence would train on nonsense."""
+    case = helpers.mlp()
+    batch = case.batch._replace(targets=jnp.zeros((16, 3)))
+    with pytest.raises(InputError, match="integer labels"):
+        DirectRandomTargetProjection().init(jax.random.key(0), case.model, case.params, batch)

@@ -1,0 +1,90 @@
+"""Kolen-Pollack: the feedback follows the weights."""
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from dfa_jax.errors import InputError
+from dfa_jax.rules import FeedbackAlignment, KolenPollack
+from dfa_jax.rules.base import kernels
+from tests import helpers
+
+
+def difference(case, params):
+    """`W - B` by linear map."""
+    B = KolenPollack()._learned(case.model, params)
+    return jax.tree.map(lambda w, b: w - b, kernels(case.model, params), B)
+
+
+@pytest.mark.parametrize("case", [helpers.mlp, helpers.convnet, helpers.scanned])
+@pytest.mark.parametrize(
+    ("rule_decay", "tx"),
+    [
+        (0.3, optax.sgd(0.1)),
+        (0.0, optax.chain(optax.add_decayed_weights(0.3), optax.sgd(0.1))),
+        (0.0, optax.adamw(0.1, weight_decay=0.3)),
+    ],
+    ids=["rule", "add_decayed_weights", "adamw"],
+)
+def test_difference_shrinks_by_one_minus_rate_times_decay(x64, case, rule_decay, tx):
+    """Closed form: `W - B` is multiplied by `1 - eta lambda` a step, by whichever way W decays.
+
+    This convergence is the theorem behind the rule; a B that missed one term would not meet W.
+    """
+    case = case()
+    rule = KolenPollack(decay=rule_decay)
+    params, _ = helpers.started(rule, case)
+    opt_state = tx.init(params)
+    start = difference(case, params)
+    for step in range(1, 4):
+        found = helpers.estimate(rule, case, params, ())
+        updates, opt_state = tx.update(found.grads, opt_state, params)
+        params = optax.apply_updates(params, updates)
+        expected = jax.tree.map(lambda leaf, step=step: leaf * (1 - 0.1 * 0.3) ** step, start)
+        helpers.assert_close(difference(case, params), expected, 1e-12)
+
+
+def test_gradients_are_feedback_alignments_plus_decay(x64):
+    """Exact equivalence: at every step KP is FA with today's B, plus `lambda W` on kernels only."""
+    case = helpers.mlp()
+    rule = KolenPollack(decay=0.3)
+    params, _ = helpers.started(rule, case)
+    B = rule._learned(case.model, params)
+    fixed = helpers.estimate(FeedbackAlignment(), case, case.params, B).grads
+    found = helpers.estimate(rule, case, params, ()).grads
+    for name, kernel in kernels(case.model, params).items():
+        layer, plain = found, fixed
+        for part in name.split("/"):
+            layer, plain = layer[part], plain[part]
+        helpers.assert_close(layer["kernel"], plain["kernel"] + 0.3 * kernel, 1e-12)
+        helpers.assert_close(layer["feedback"], plain["kernel"] + 0.3 * B[name], 1e-12)
+        helpers.assert_close(layer["bias"], plain["bias"], 1e-12)
+
+
+def test_bad_options_are_refused_by_name():
+    """Documented contract: a negative decay would grow the weights; it is refused at the door."""
+    for decay in (-1e-3, float("nan"), float("inf")):
+        with pytest.raises(InputError, match="decay"):
+            KolenPollack(decay=decay)
+
+
+def test_alignment_rises_to_one():
+    """Closed form: after n steps `W - B` is `0.9^n` of its start, so the cosine tends to 1."""
+    case = helpers.mlp()
+    rule = KolenPollack(decay=1.0)
+    params, _ = helpers.started(rule, case)
+    before = rule.weight_alignment(case.model, params, ())
+    step = jax.jit(
+        lambda p: jax.tree.map(
+            lambda leaf, g: leaf - 0.1 * g,
+            p,
+            rule.estimate(jax.random.key(0), case.model, helpers.LOSS, p, (), case.batch).grads,
+        )
+    )
+    for _ in range(60):
+        params = step(params)
+    after = rule.weight_alignment(case.model, params, ())
+    assert set(after) == {"layer_1/Dense_0", "readout"}
+    assert all(abs(value) < 0.6 for value in before.values())
+    np.testing.assert_array_less(0.95, list(after.values()))

@@ -1,0 +1,83 @@
+"""The documentation tells the truth. Oracle: it runs, and it names what there is."""
+
+import importlib
+import inspect
+import pathlib
+import pydoc
+import re
+import sys
+import types
+
+import pytest
+
+import dfa_jax
+from dfa_jax.rules import RULES
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PACKAGES = ["autodiff", "data", "models", "rules", "train"]
+CODE = re.compile(r"^```python\n(.*?)^```", flags=re.M | re.S)
+
+
+def documented() -> set[str]:
+    """Identifiers that the pages of the API show."""
+    pages = (ROOT / "docs" / "api").glob("*.md")
+    return {name for page in pages for name in re.findall(r"^::: (\S+)", page.read_text(), re.M)}
+
+
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(page, id=page.stem) for page in PAGES if CODE.search(page.read_text())],
+)
+def test_code_on_a_page_runs(page, monkeypatch, tmp_path):
+    """All Python blocks of a page, in order, as one program; a failure shows the page's own line."""
+    monkeypatch.chdir(tmp_path)
+    module = types.ModuleType(f"page_{page.stem.replace('-', '_')}")
+    monkeypatch.setitem(sys.modules, module.__name__, module)  # where dataclasses look for it
+    text = page.read_text()
+    for block in CODE.finditer(text):
+        lines_before = text[: block.start(1)].count("\n")
+        exec(compile("\n" * lines_before + block[1], str(page), "exec"), vars(module))
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_reexported_name_is_documented(package):
+    exported = vars(importlib.import_module(f"dfa_jax.{package}")).items()
+    names = {
+        f"dfa_jax.{package}.{name}"
+        for name, value in exported
+        if not name.startswith("_") and not inspect.ismodule(value)
+    }
+    assert names, f"dfa_jax.{package} exports nothing"
+    assert not names - documented()
+
+
+@pytest.mark.parametrize("name", dfa_jax.__all__)
+def test_every_top_level_name_is_documented(name):
+    places = [place for place in documented() if place.endswith(f".{name}")]
+    assert any(pydoc.locate(place) is getattr(dfa_jax, name) for place in places)
+    assert f"`{name}`" in (ROOT / "docs" / "api" / "index.md").read_text()
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_every_rule_is_weighed_on_the_page_of_choice(name):
+    assert f"`{name}`" in (ROOT / "docs" / "choosing-a-rule.md").read_text()
+
+
+def test_the_readme_names_every_recipe():
+    configs = ROOT / "configs"
+    recipes = {path.relative_to(configs).with_suffix("").as_posix() for path in configs.rglob("*.py")}
+    assert recipes
+    assert not {name for name in recipes if f"`{name}`" not in (ROOT / "README.md").read_text()}
+
+
+def test_links_of_the_readme_lead_somewhere():
+    links = re.findall(r"\]\((?!https?://)([^)#]+)", (ROOT / "README.md").read_text())
+    assert links
+    assert not [link for link in links if not (ROOT / link).exists()]
+
+
+def test_the_readme_gives_the_two_commands():
+    readme = (ROOT / "README.md").read_text()
+    assert "\npip install -e . && python scripts/reproduce.py quickstart\n" in readme
+    assert "\npip install -e '.[dev]' && pytest\n" in readme
