@@ -1,6 +1,6 @@
 """The parts of figures: panels, lines with bands, axes, the legend of rules."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -39,8 +39,9 @@ def line(axes: Axes, curve: Series, rule: str, theme: Theme, dashes=DASHES[0]) -
     axes.fill_between(curve.x, curve.low, curve.high, color=colour, alpha=0.18, linewidth=0)
 
 
-def log_percent_axis(axes: Sequence[Axes]) -> None:
+def log_percent_axis(axes: Iterable[Axes]) -> None:
     """One logarithmic range of per cents for all panels, with plain labels at 1, 1.5, 2, 3, ..."""
+    axes = list(axes)
     means = [y for panel in axes for line in panel.lines for y in line.get_ydata()]
     bands = [path for panel in axes for band in panel.collections for path in band.get_paths()]
     ends = [y for path in bands for y in path.vertices[:, 1]]

@@ -8,6 +8,7 @@ import pytest
 from dfa_jax.models import MLP
 from dfa_jax.report import figure, style
 from dfa_jax.rules import RULES
+from tests.report import made_up
 
 
 def test_every_rule_has_a_style_of_its_own():
@@ -28,7 +29,9 @@ def test_learning_curves_show_the_means(records, theme):
     drawn = figure.learning_curves(records, theme)
     tanh_error = drawn.axes[0]
     assert tanh_error.get_yscale() == "log"
-    for line, rule in zip(tanh_error.lines, ("backprop", "direct_feedback_alignment"), strict=False):
+    for line, rule in zip(
+        tanh_error.lines, ("backprop", "direct_feedback_alignment"), strict=False
+    ):
         runs = [run for run in records if run.variant == f"tanh/{rule}"]
         errors = [[100 - 100 * e.test_accuracy for e in run.curve] for run in runs]
         np.testing.assert_allclose(line.get_ydata(), np.mean(errors, 0))
@@ -43,7 +46,7 @@ def test_alignment_panels_only_where_it_was_measured(records):
     assert len(figure.learning_curves(without, "light").axes) == 2
 
 
-def test_depth_shows_errors_and_alignment_by_depth(recipe, make_record):
+def test_depth_shows_errors_and_alignment_by_depth(recipe):
     """Oracle: closed form; each depth's error and alignment are set by hand."""
     name = "tanh/direct_feedback_alignment"
     records = []
@@ -52,7 +55,7 @@ def test_depth_shows_errors_and_alignment_by_depth(recipe, make_record):
         config = dataclasses.replace(recipe.variants[name], model=model)
         deep = dataclasses.replace(recipe, variants={**recipe.variants, name: config})
         sites = {f"layer_{i}": 0.1 * (i + 1) for i in range(layers)}
-        records += [make_record(deep, name, seed, (2.0 * layers,), sites) for seed in (0, 1)]
+        records += [made_up.record(deep, name, seed, (2.0 * layers,), sites) for seed in (0, 1)]
     error, alignment, by_layer = figure.depth(records, "light").axes
     np.testing.assert_allclose(error.lines[0].get_xydata(), [[1, 2], [3, 6]])
     np.testing.assert_allclose(alignment.lines[0].get_xydata(), [[1, 0.1], [3, 0.2]])

@@ -69,7 +69,10 @@ def test_it_says_what_was_run(html, records):
 
 def test_verdicts(html):
     """Oracle: by hand from the fixture; one published number, tanh/backprop 2.07 against 2.0 +- 0.1."""
-    assert "1 of 1 published numbers reproduced (provenance of the numbers: memory, unverified)." in html
+    assert (
+        "1 of 1 published numbers reproduced (provenance of the numbers: memory, unverified)."
+        in html
+    )
     assert "<b>shallow</b>: +6.34 to +6.34 points of test error against backprop" in html
 
 

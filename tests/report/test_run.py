@@ -8,10 +8,11 @@ from dfa_jax.errors import InputError
 from dfa_jax.report import plan, run
 from dfa_jax.train import loop
 from dfa_jax.train import records as files
+from tests.report import made_up
 
 
 @pytest.fixture
-def trained(monkeypatch, recipe, make_record):
+def trained(monkeypatch, recipe):
     """Replaces training; the list of (variant, seed) that were trained, in order."""
     calls = []
     labels = {(config.model, config.rule): variant for variant, config in recipe.variants.items()}
@@ -20,11 +21,9 @@ def trained(monkeypatch, recipe, make_record):
         del progress
         variant = labels[config.model, config.rule]
         calls.append((variant, config.seed))
-        made = make_record(recipe, variant, config.seed, (5.0,))
+        made = made_up.record(recipe, variant, config.seed, (5.0,))
         made.config["data"]["data_dir"] = config.data.data_dir
-        return loop.Result(
-            dataclasses.replace(made, recipe="", variant=""), model=None, state=None
-        )
+        return loop.Result(dataclasses.replace(made, recipe="", variant=""), model=None, state=None)
 
     monkeypatch.setattr(loop, "fit", fit)
     return calls
@@ -95,10 +94,10 @@ def test_overwrite_replaces_only_what_changed(recipe, trained, tmp_path):
     path = tmp_path / "records.jsonl"
     run.run(recipe, path, say=str)
     trained.clear()
-    with pytest.raises(InputError):  # the stand-in always records the old batch size
-        run.run(change_batch_size(recipe), path, overwrite=True, say=str)
+    found = run.run(change_batch_size(recipe), path, overwrite=True, say=str)
     assert trained == [("tanh/backprop", seed) for seed in recipe.seeds]
-    assert len(files.read_runs(path)) == 18
+    assert [record.config["batch_size"] for record in found] == [64] * 3 + [128] * 15
+    assert plan.matching(change_batch_size(recipe), files.read_runs(path)) == found
 
 
 def change_batch_size(recipe):

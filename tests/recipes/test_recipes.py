@@ -1,0 +1,62 @@
+"""Every recipe file: it loads, says what it must, and runs shrunk from first run to page."""
+
+import re
+
+import pytest
+
+from dfa_jax.report import plan, publish, recipe, run, table
+from dfa_jax.report.shrink import shrink
+from dfa_jax.train import records as files
+
+NAMES = recipe.names()
+
+
+def test_there_are_recipes():
+    """Oracle: the recipes that the documentation names."""
+    found = {"quickstart", "direct_feedback_alignment/mnist_mlp", "direct_feedback_alignment/depth"}
+    assert found <= set(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_header(name):
+    """Oracle: the convention; title, paper, exact command, time, what to expect, in this order."""
+    found = recipe.load(name)
+    title, *rest = found.header.splitlines()
+    assert title.endswith((".", "?"))
+    unwrapped = re.sub(r"\n +", " ", "\n".join(rest))
+    lines = dict(re.findall(r"(?m)^(Paper|Command|Time|Expect): (.+)$", unwrapped))
+    assert list(lines) == ["Paper", "Command", "Time", "Expect"]
+    assert lines["Paper"].startswith(found.paper)
+    assert lines["Command"] == f"python scripts/reproduce.py {name}"
+    assert lines["Time"].startswith(f"{found.minutes:g} min on 2 cores")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_definitions(name):
+    """Oracle: invariant; CONFIG is one of the variants, EXPECTED is the recipe's, labels name rules."""
+    module, found = recipe.run_file(name), recipe.load(name)
+    assert recipe.load_config(name) in found.variants.values()
+    assert module["EXPECTED"] == found.expected
+    for one in plan.plan(found):
+        assert one.variant.rpartition("/")[2] == plan.flatten(plan.to_dict(one.config))["rule.name"]
+    assert "backprop" in {label.rpartition("/")[2] for label in found.variants}
+
+
+@pytest.mark.recipe
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[] if n == "quickstart" else pytest.mark.slow) for n in NAMES]
+)
+def test_shrunk_recipe_runs_to_its_page(name, tmp_path):
+    """Oracle: exact equivalence; every variant and rule of the recipe is on record, in table and page."""
+    small = shrink(recipe.load(name))
+    run.run(small, tmp_path / publish.RECORDS, say=str)
+    printed = publish.publish(small, tmp_path)
+    held = files.read_runs(tmp_path / publish.RECORDS)
+    assert [record.variant for record in held] == list(small.variants)
+    assert [record.rule for record in held] == [v.rpartition("/")[2] for v in small.variants]
+    rows = table.rows(small, held)
+    assert (tmp_path / "table.md").read_text() == table.markdown(small, rows)
+    assert (tmp_path / "table.md").read_text() in printed
+    assert (tmp_path / "figure.png").stat().st_size > 10_000
+    page = (tmp_path / "index.html").read_text()
+    assert all(f"<td>{variant}</td>" in page for variant in small.variants)
