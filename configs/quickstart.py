@@ -6,8 +6,8 @@ Time: 1 min on 2 cores, compilation included; no download
 Expect: backprop ends near 2 % test error, both alignment rules near 3 %, and the shallow control,
     whose hidden layers stay random, near 5 %.
 
-A perceptron with two hidden layers of 128 tanh units on the 1,797 embedded digits of 8x8 pixels. With
-360 test images one mistake is 0.28 %: small differences between rules mean nothing here.
+A perceptron with two hidden layers of 128 tanh units on the 1,797 embedded digits of 8x8 pixels.
+With 360 test images one mistake is 0.28 %: small differences between rules mean nothing here.
 """
 
 from dfa_jax.data import ImageData

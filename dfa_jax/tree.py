@@ -36,16 +36,14 @@ def get(tree: Mapping[str, Any], path: Path) -> Any:
     return tree
 
 
-def put(tree: Mapping[str, Any], path: Path, value: Any) -> dict[str, Any]:
+def put(tree: Mapping[str, Any], path: Path, value: Any) -> Any:
     """A nested dict with `value` at `path`; the given one is not changed.
 
     >>> put({"a": {"b": 1}}, ("a", "c"), 2)
     {'a': {'b': 1, 'c': 2}}
     """
-    if not path:
-        return value
     head, *rest = path
-    return {**tree, head: put(tree.get(head, {}), tuple(rest), value)}
+    return {**tree, head: put(tree.get(head, {}), tuple(rest), value) if rest else value}
 
 
 def cosine(left: Array, right: Array) -> Float[Array, ""]:

@@ -1,5 +1,6 @@
 """What the tests share: small models and batches, and comparisons of trees that say where they differ."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -46,11 +47,16 @@ def to_float64(tree: Any) -> Any:
     return jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), tree)
 
 
-def images(key: int = 0, num: int = 16, shape: tuple[int, ...] = (8,), classes: int = 3) -> Batch:
+def normals(like: Any, seed: int, scale: float = 1.0) -> Any:
+    """A tree of normal numbers in the default precision; NumPy draws them, so nothing is compiled."""
+    draw = np.random.default_rng(seed).normal
+    return jax.tree.map(lambda leaf: jnp.asarray(scale * draw(size=leaf.shape)), like)
+
+
+def images(seed: int = 0, num: int = 16, shape: tuple[int, ...] = (8,), classes: int = 3) -> Batch:
     """Standard normal inputs `[num, *shape]` with random labels."""
-    x_key, y_key = jax.random.split(jax.random.key(key))
-    inputs = jax.random.normal(x_key, (num, *shape))
-    return Batch(inputs, jax.random.randint(y_key, (num,), 0, classes))
+    labels = np.random.default_rng(seed + 1).integers(classes, size=num)
+    return Batch(normals(jnp.zeros((num, *shape)), seed), jnp.asarray(labels))
 
 
 class Set(NamedTuple):
@@ -62,38 +68,44 @@ class Set(NamedTuple):
 
 
 def made(module: nn.Module, sites: Any, batch: Batch, seed: int = 1) -> Set:
-    """The module as a model with parameters: biases are drawn too, all in the default precision."""
+    """The module as a model with random parameters, biases too, in the default precision."""
     model = from_linen(module, sites, batch.inputs)
-
-    @jax.jit
-    def draw(key, inputs):
-        params = model.init(key, inputs)
-        leaves, structure = jax.tree.flatten(params)
-        noise = [
-            0.1 * jax.random.normal(jax.random.fold_in(key, i), leaf.shape)
-            for i, leaf in enumerate(leaves)
-        ]
-        return jax.tree.map(jnp.add, params, jax.tree.unflatten(structure, noise))
-
-    return Set(model, draw(jax.random.key(seed), batch.inputs), batch)
+    like = jax.eval_shape(model.init, jax.random.key(0), batch.inputs)
+    return Set(model, normals(like, seed, 0.5), batch)
 
 
 def started(rule: LearningRule, case: Set, seed: int = 2) -> tuple[Any, Any]:
-    """Parameters and state as the rule starts them."""
-    key = jax.random.key(seed)
-    return jax.jit(lambda params, batch: rule.init(key, case.model, params, batch))(*case[1:])
+    """Parameters and rule state with random numbers in all that the rule adds."""
+    like, state = jax.eval_shape(
+        lambda params, batch: rule.init(jax.random.key(0), case.model, params, batch),
+        case.params,
+        case.batch,
+    )
+    return _with(normals(like, seed, 0.5), case.params), normals(state, seed, 0.5)
+
+
+def _with(tree: Any, other: dict[str, Any]) -> Any:
+    """The nested dict `tree` with the entries of `other` in place of its own."""
+    if not isinstance(other, dict):
+        return other
+    return tree | {name: _with(tree[name], value) for name, value in other.items()}
+
+
+def estimator(rule: LearningRule, case: Set, loss: Any = LOSS) -> Callable[..., GradEstimate]:
+    """`(params, state, seed) -> estimate`, compiled once."""
+    run = jax.jit(
+        lambda key, params, state, batch: rule.estimate(
+            key, case.model, loss, params, state, batch
+        )
+    )
+    return lambda params, state, seed=3: run(jax.random.key(seed), params, state, case.batch)
 
 
 def estimate(
     rule: LearningRule, case: Set, params: Any, state: Any, *, seed: int = 3, loss: Any = LOSS
 ) -> GradEstimate:
     """One compiled estimate."""
-
-    @jax.jit
-    def run(key, params, state, batch):
-        return rule.estimate(key, case.model, loss, params, state, batch)
-
-    return run(jax.random.key(seed), params, state, case.batch)
+    return estimator(rule, case, loss)(params, state, seed)
 
 
 def backprop(case: Set, params: Any = None, loss: Any = LOSS) -> Any:

@@ -5,12 +5,12 @@ Paper: Nøkland (2016), Direct Feedback Alignment Provides Learning in Deep Neur
 Command: python scripts/reproduce.py direct_feedback_alignment/depth
 Time: 20 min on 2 cores
 Expect: direct feedback alignment loses little with depth, since every layer hears from the output
-    itself; feedback alignment's error passes through as many random matrices as there are layers
-    above, and its alignment falls towards the input.
+    itself; feedback alignment's error passes a random matrix for each layer above, so its alignment
+    falls towards the input.
 
-Layers of 240 tanh units, as in the paper, which has 7 and 100 of them. Not as in the paper: 5 epochs
-of Adam at batch 128, its rate, one for all rules, decaying to zero, in place of 300 epochs of RMSprop at batch 64; weights
-start from LeCun's normal, where the paper's start from zero.
+Layers of 240 tanh units, as in the paper, which has 7 and 100 of them. Not as in the paper: 5
+epochs of Adam at batch 128, its rate, one for all rules, decaying to zero, in place of 300 epochs of
+RMSprop at batch 64; weights start from LeCun's normal, where the paper's start from zero.
 """
 
 from dfa_jax.data import ImageData

@@ -9,9 +9,9 @@ Expect: backprop lowest, feedback alignment and direct feedback alignment a few 
 
 As in the paper: tanh or ReLU, binary cross-entropy on ten sigmoids, no regularisation, feedback
 uniform on +-1/sqrt(width), one matrix a layer. Not as in the paper: 10 epochs of Adam at batch 128,
-its rate, one for all rules, decaying to zero, in place of 300 epochs of RMSprop at a constant 1e-4 and batch 64; weights
-start from LeCun's normal, where the paper's tanh networks start from zero; the last epoch counts,
-where the paper does not say. The paper's 300 epochs at batch 64 cost about 60 times ours: 20 hours.
+its rate, one for all rules, decaying to zero, in place of 300 epochs of RMSprop at a constant 1e-4
+and batch 64; weights start from LeCun's normal, where the paper's tanh networks start from zero; the
+last epoch counts, where the paper does not say. The paper's 300 epochs at batch 64 cost about 60 times ours: 20 hours.
 For them set the three constants below, and `"rmsprop"` with a constant schedule.
 """
 

@@ -1,10 +1,12 @@
 """The parts of figures: panels, lines with bands, axes, the legend of rules."""
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
@@ -12,20 +14,20 @@ from dfa_jax.report import style
 from dfa_jax.report.series import Series
 from dfa_jax.report.style import Theme
 
-DASHES = ("-", (0, (5, 1.5)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5)))
+DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5)))
 
 
 def panels(num_rows: int, num_columns: int) -> tuple[Figure, np.ndarray]:
     """A figure and its panels, `[row, column]`; a single column lies down, side by side."""
     across, down = (num_rows, 1) if num_columns == 1 else (num_columns, num_rows)
     size = (4.6 * across + 0.6, 3.7 * down + 0.5)
-    figure = Figure(figsize=size, layout="constrained")  # no pyplot: no global state, no display
-    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1)
+    layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1)
+    figure = Figure(figsize=size, layout=layout)  # no pyplot: no global state, no display
     axes = figure.subplots(down, across, squeeze=False)
     return figure, axes.reshape(num_rows, num_columns)
 
 
-def line(axes: Axes, curve: Series, rule: str, theme: Theme, dashes=DASHES[0]) -> None:
+def line(axes: Axes, curve: Series, rule: str, theme: Theme, dashes: Any = DASHES[0]) -> None:
     """The mean as a line in the rule's colour, the interval as a band."""
     colour = style.colour(rule, theme)
     axes.plot(
@@ -42,9 +44,10 @@ def line(axes: Axes, curve: Series, rule: str, theme: Theme, dashes=DASHES[0]) -
 def log_percent_axis(axes: Iterable[Axes]) -> None:
     """One logarithmic range of per cents for all panels, with plain labels at 1, 1.5, 2, 3, ..."""
     axes = list(axes)
-    means = [y for panel in axes for line in panel.lines for y in line.get_ydata()]
+    lines = [line for panel in axes for line in panel.lines]
     bands = [path for panel in axes for band in panel.collections for path in band.get_paths()]
-    ends = [y for path in bands for y in path.vertices[:, 1]]
+    means = [y for line in lines for y in np.asarray(line.get_ydata(), float)]
+    ends = [y for path in bands for y in np.asarray(path.vertices, float)[:, 1]]
     best = min((y for y in means if y > 0), default=1.0)
     # An interval may reach 0 or below, where a logarithmic axis ends: show half of the best mean.
     low = max(min([best, *ends]), best / 2)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from typing import Any
 
 from dfa_jax.data import ImageData
 from dfa_jax.report.recipe import Recipe
@@ -17,8 +18,8 @@ def shrink(recipe: Recipe) -> Recipe:
 
 
 def shrink_config(config: TrainConfig) -> TrainConfig:
-    """The same experiment on 64 digits, with narrow layers, and few of them where there are many."""
-    small = {"num_outputs": 10}
+    """The same experiment on 64 digits, with narrow layers, fewer of them where there are many."""
+    small: dict[str, Any] = {"num_outputs": 10}
     for field, size in (("widths", WIDTH), ("channels", CHANNELS)):
         if hasattr(config.model, field):
             depth = len(getattr(config.model, field))

@@ -60,7 +60,7 @@ def label(rule: str) -> str:
     return rule.replace("_", " ")
 
 
-def settings(theme: Theme) -> dict[str, Any]:
+def settings(theme: Theme) -> dict[Any, Any]:
     """Matplotlib's rcParams."""
     ink, paper, grid = INK[theme], PAPER[theme], GRID[theme]
     return {

@@ -48,8 +48,8 @@ def on_rule(rows: Sequence[Row]) -> str:
         return f"{span} of test error against backprop: {sure} (at p < {SIGNIFICANT})."
     span = f"{min(means):+.2f} to {max(means):+.2f} points"
     return (
-        f"{span} of test error against backprop; at p < {SIGNIFICANT} worse in {worse} and better in"
-        f" {better} of {len(means)} comparisons."
+        f"{span} of test error against backprop; at p < {SIGNIFICANT} worse in {worse} and better"
+        f" in {better} of {len(means)} comparisons."
     )
 
 

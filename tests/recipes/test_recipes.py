@@ -19,7 +19,7 @@ def test_there_are_recipes():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_header(name):
-    """Oracle: the convention; title, paper, exact command, time, what to expect, in this order."""
+    """Oracle: the convention; title, paper, exact command, time, expectation, in this order."""
     found = recipe.load(name)
     title, *rest = found.header.splitlines()
     assert title.endswith((".", "?"))
@@ -33,7 +33,7 @@ def test_header(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_definitions(name):
-    """Oracle: invariant; CONFIG is one of the variants, EXPECTED is the recipe's, labels name rules."""
+    """Oracle: invariant; CONFIG is a variant, EXPECTED is the recipe's, labels name rules."""
     module, found = recipe.run_file(name), recipe.load(name)
     assert recipe.load_config(name) in found.variants.values()
     assert module["EXPECTED"] == found.expected
@@ -47,7 +47,7 @@ def test_definitions(name):
     "name", [pytest.param(n, marks=[] if n == "quickstart" else pytest.mark.slow) for n in NAMES]
 )
 def test_shrunk_recipe_runs_to_its_page(name, tmp_path):
-    """Oracle: exact equivalence; every variant and rule of the recipe is on record, in table and page."""
+    """Oracle: invariant; every variant and rule of the recipe is on record and on the page."""
     small = shrink(recipe.load(name))
     run.run(small, tmp_path / publish.RECORDS, say=str)
     printed = publish.publish(small, tmp_path)

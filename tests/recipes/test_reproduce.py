@@ -1,5 +1,6 @@
 """The script as a user meets it."""
 
+import os
 import pathlib
 import subprocess
 import sys
@@ -16,8 +17,11 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 def reproduce(*arguments):
     """Runs the script in a process of its own."""
-    command = [sys.executable, ROOT / "scripts" / "reproduce.py", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    command = [sys.executable, "scripts/reproduce.py", *arguments]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}  # as if this checkout were installed
+    return subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
 
 
 @pytest.mark.parametrize(

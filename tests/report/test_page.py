@@ -68,7 +68,7 @@ def test_it_says_what_was_run(html, records):
 
 
 def test_verdicts(html):
-    """Oracle: by hand from the fixture; one published number, tanh/backprop 2.07 against 2.0 +- 0.1."""
+    """Oracle: by hand from the fixture; tanh/backprop has 2.07 against a published 2.0 +- 0.1."""
     assert (
         "1 of 1 published numbers reproduced (provenance of the numbers: memory, unverified)."
         in html

@@ -37,7 +37,8 @@ def test_seeds_in_turn_and_one_line_a_run(recipe, trained, tmp_path):
     assert len((tmp_path / "records.jsonl").read_text().splitlines()) == len(trained) == 18
     assert {(r.recipe, r.variant, r.seed) for r in found} == {("made_up", *one) for one in trained}
     assert said[0] == "[1/18] tanh/backprop, seed 0: test error 5.00 % in 2.0 s; 34.0 s left"
-    assert said[-1].startswith("[18/18] relu/shallow, seed 2") and said[-1].endswith("0.0 s left")
+    assert said[-1].startswith("[18/18] relu/shallow, seed 2")
+    assert said[-1].endswith("0.0 s left")
 
 
 def test_nothing_is_run_twice(recipe, trained, tmp_path):

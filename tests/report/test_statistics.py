@@ -48,7 +48,7 @@ def test_no_values_are_refused():
 
 @pytest.mark.parametrize("count", [2, 3])
 def test_paired_p_value(count):
-    """Oracle: closed forms; p = 1 - (2 / pi) atan |t| with 1, 1 - |t| / sqrt(2 + t^2) with 2 d.o.f."""
+    """Oracle: closed form; p is 1 - 2 atan(|t|) / pi for two, 1 - |t| / sqrt(2 + t^2) for three."""
     ours = {0: 1.0, 1: 2.5, 2: 4.0}
     theirs = {0: 0.5, 1: 1.2, 2: 1.9}
     ours = {seed: ours[seed] for seed in range(count)}

@@ -36,8 +36,8 @@ def test_hidden_gradients_do_not_depend_on_the_output_error(case):
     rule = DirectRandomTargetProjection()
     params, state = helpers.started(rule, case)
     moved = params | {"readout": jax.tree.map(lambda leaf: 2 * leaf + 1, params["readout"])}
-    before = helpers.estimate(rule, case, params, state)
-    after = helpers.estimate(rule, case, moved, state)
+    run = helpers.estimator(rule, case)
+    before, after = run(params, state), run(moved, state)
     assert np.abs(after.outputs - before.outputs).max() > 1
     readout = before.grads.pop("readout"), after.grads.pop("readout")
     helpers.assert_identical(after.grads, before.grads)

@@ -72,10 +72,11 @@ def test_every_linear_map_gets_a_matrix(case):
         if path[-1].key == "kernel"
     }
     assert set(state) == owners
-    before = helpers.estimate(rule, case, params, state).grads
+    run = helpers.estimator(rule, case)
+    before = run(params, state).grads
     for i, name in enumerate(case.model.linear_maps):
-        after = helpers.estimate(rule, case, params, state | {name: -state[name]}).grads
-        changed = jax.tree.map(lambda a, b: bool(jnp.any(a != b)), before, after)
+        after = run(params, state | {name: -state[name]}).grads
+        changed = jax.tree.map(lambda a, b: bool(np.any(a != b)), before, after)
         assert any(jax.tree.leaves(changed)) == (i > 0), name
 
 

@@ -37,9 +37,9 @@ def test_difference_shrinks_by_one_minus_rate_times_decay(x64, case, rule_decay,
     params, _ = helpers.started(rule, case)
     opt_state = tx.init(params)
     start = difference(case, params)
+    run = helpers.estimator(rule, case)
     for step in range(1, 4):
-        found = helpers.estimate(rule, case, params, ())
-        updates, opt_state = tx.update(found.grads, opt_state, params)
+        updates, opt_state = tx.update(run(params, ()).grads, opt_state, params)
         params = optax.apply_updates(params, updates)
         expected = jax.tree.map(lambda leaf, step=step: leaf * (1 - 0.1 * 0.3) ** step, start)
         helpers.assert_close(difference(case, params), expected, 1e-12)

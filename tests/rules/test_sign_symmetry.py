@@ -23,7 +23,7 @@ def feedback(rule, case, state, key=0, params=None):
 def test_feedback_has_the_signs_of_the_weights(rule, case):
     """Documented contract: `sign B = sign W` entry by entry, today's weights, every map."""
     case = case()
-    _, state = helpers.started(rule, case)
+    _, state = rule.init(jax.random.key(0), *case)
     for sign in (1, -1):
         params = jax.tree.map(lambda leaf, sign=sign: sign * leaf, case.params)
         B = feedback(rule, case, state, params=params)
@@ -44,7 +44,7 @@ def test_fixed_random_sign_keeps_its_magnitudes():
     """Documented contract: `|B|` is what `init` drew, whatever the weights and the step's key do."""
     case = helpers.mlp()
     rule = FixedRandomSign()
-    _, state = helpers.started(rule, case)
+    _, state = rule.init(jax.random.key(0), *case)
     moved = jax.tree.map(lambda leaf: leaf * 1.7 - 0.1, case.params)
     later = feedback(rule, case, state, key=1, params=moved)
     helpers.assert_identical(jax.tree.map(jnp.abs, later), state)

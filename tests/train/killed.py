@@ -13,12 +13,13 @@ import time
 import warnings
 
 import jax
+import sklearn.datasets  # noqa: F401  two seconds, here once for all runs
 
 from dfa_jax.rules import RULES
 from dfa_jax.train import TrainConfig, fit
 from tests.train import small
 
-NUM_EPOCHS = 12
+NUM_EPOCHS = 10
 UNFINISHED = "*.orbax-checkpoint-tmp*"
 
 

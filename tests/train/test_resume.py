@@ -17,10 +17,13 @@ import pytest
 import dfa_jax
 from dfa_jax import errors
 from dfa_jax.rules import RULES
-from dfa_jax.train import fit
+from dfa_jax.train import checkpoint, fit, loop, sharding
+from dfa_jax.train import directory as directory_module
 from tests import helpers
 from tests.train import killed, small
 
+CONFIG = small.config()
+LAST = 3 * small.STEPS_PER_EPOCH
 ROOTS = (pathlib.Path(dfa_jax.__file__).parents[1], pathlib.Path(__file__).parents[2])
 
 
@@ -61,16 +64,127 @@ def test_resume_of_a_killed_run_is_bit_identical(runs, rule):
     assert seconds == sorted(seconds)  # a resumed run's clock goes on where it stood
 
 
-def test_some_run_was_killed_while_a_checkpoint_was_written(runs):
-    """Oracle: the temporary folders that Orbax leaves. Without one, the test above would never have
-    seen the moment at which a checkpoint is most easily lost."""
-    assert list(runs.glob(f"*/checkpoints/{killed.UNFINISHED}")) or any(
-        (runs / rule / "record.json").exists() for rule in RULES
-    )
+def test_every_run_starts_anew_without_resume_or_overwrite_only_if_told(runs):
+    """Oracle: the contract. A killed run must not be lost to a repeated command."""
+    with pytest.raises(errors.InputError, match="--resume to go on"):
+        fit(killed.config("shallow"), run_dir=runs / "shallow", progress=False)
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """A finished run of three epochs: its directory and result."""
-    directory = tmp_path_factory.mktemp("finished") / "run"
-    return directory, fit(small.config(), run_dir=directory, progress=False)
+def whole(tmp_path_factory):
+    """A finished run: its directory and its result."""
+    directory = tmp_path_factory.mktemp("whole") / "run"
+    return directory, fit(CONFIG, run_dir=directory, progress=False)
+
+
+@pytest.fixture
+def stopped(whole, tmp_path):
+    """A copy of that run as if it had been stopped after the last evaluation was noted, while its
+    checkpoint was being written: a temporary folder with part of the files."""
+    directory = tmp_path / "run"
+    shutil.copytree(whole[0], directory)
+    (directory / "record.json").unlink()
+    last = directory / "checkpoints" / str(LAST)
+    half = last.rename(last.with_name(f"{LAST}.orbax-checkpoint-tmp"))
+    shutil.rmtree(half / "state" / "d")
+    (half / "_CHECKPOINT_METADATA").unlink()
+    return directory
+
+
+def assert_as_if_never_stopped(directory, whole):
+    """Resumes; state and curve must be those of the run that was left alone."""
+    resumed = fit(CONFIG, run_dir=directory, resume=True, progress=False)
+    straight = whole[1]
+    helpers.assert_identical(small.plain(resumed.state), small.plain(straight.state))
+    curve = small.without_time(straight.record.curve)
+    assert small.without_time(resumed.record.curve) == curve
+    on_disk = [json.loads(line) for line in (directory / "curve.jsonl").read_text().splitlines()]
+    assert [point["step"] for point in on_disk] == [point["step"] for point in curve]
+
+
+def test_half_written_checkpoint_is_passed_over(stopped, whole):
+    """Oracle: the run left alone. The checkpoint before the unfinished one counts, and the point of
+    the curve that has no checkpoint is made again, once."""
+    assert_as_if_never_stopped(stopped, whole)
+
+
+@pytest.mark.parametrize("kept", [1, 40, -2], ids=["one byte", "some", "all but the brace"])
+def test_curve_with_a_line_cut_short(stopped, whole, kept):
+    """Oracle: the run left alone. A stop in the middle of an appended line must not lose the run."""
+    path = stopped / "curve.jsonl"
+    *lines, last = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines) + last[:kept])
+    assert_as_if_never_stopped(stopped, whole)
+
+
+def test_resume_of_a_finished_run_changes_nothing(whole, tmp_path):
+    """Oracle: the finished run. A command line with --resume may be repeated without thought."""
+    shutil.copytree(whole[0], tmp_path / "run")
+    assert_as_if_never_stopped(tmp_path / "run", whole)
+
+
+def test_stop_while_the_curve_is_rewritten_loses_nothing(stopped, whole, monkeypatch):
+    """Oracle: the run left alone. Resuming shortens the curve; a second stop just then must leave
+    the old curve or the new one, or all measurements up to there are gone."""
+
+    def stop(*paths):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(directory_module.os, "replace", stop)
+        directory_module.RunDirectory(stopped).curve_until(small.STEPS_PER_EPOCH)
+    assert_as_if_never_stopped(stopped, whole)
+
+
+DAMAGE = {
+    "empty checkpoint": (lambda run: shutil.rmtree(newest(run) / "state"), "cannot be read"),
+    "no arrays": (lambda run: (newest(run) / "state" / "manifest.ocdbt").unlink(), "cannot be read"),
+    "curve gone": (lambda run: (run / "curve.jsonl").unlink(), f"no evaluation at step {LAST}"),
+    "curve damaged": (
+        lambda run: (run / "curve.jsonl").write_text('{"step": 4\n{}\n'),
+        "curve.jsonl, line 1 is not an evaluation",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_damage_is_named_and_the_remedy_given(whole, tmp_path, name):
+    """Oracle: the contract. What cannot be resumed is refused in one line, never resumed in part."""
+    shutil.copytree(whole[0], tmp_path / "run")
+    damage, message = DAMAGE[name]
+    damage(tmp_path / "run")
+    with pytest.raises(errors.InputError, match=message) as caught:
+        fit(CONFIG, run_dir=tmp_path / "run", resume=True, progress=False)
+    assert "--overwrite" in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def newest(run):
+    return run / "checkpoints" / str(LAST)
+
+
+def test_checkpoint_goes_on_on_another_mesh(tmp_path):
+    """Oracle: exact equivalence with the mesh that wrote it, up to the order of float32 sums (1e-6
+    of the largest entry). A run must be able to move to a machine of another shape; its feedback and
+    every other leaf arrive bit by bit."""
+    first = small.program(small.config("direct_feedback_alignment"), small.mesh(8))
+    then = small.program(small.config("direct_feedback_alignment"), small.mesh(4, 2))
+    rows = small.order(3)
+    begun, _ = loop.run_steps(small.state(first), small.data(first.mesh), rows, 3, program=first)
+    with checkpoint.Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        checkpoints.save(begun)
+    with checkpoint.Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        shardings = sharding.state_shardings(then.mesh, begun)
+        like = jax.tree.map(
+            lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), begun, shardings
+        )
+        moved = checkpoints.restore(like)
+    helpers.assert_identical(small.plain(moved), small.plain(begun))
+    assert moved.params["layer_0"]["Dense_0"]["kernel"].sharding.mesh.shape == then.mesh.shape
+    assert not moved.rule_state["layer_0"].sharding.is_fully_replicated
+
+    stayed, _ = loop.run_steps(begun, small.data(first.mesh), rows, 3, program=first)
+    moved, _ = loop.run_steps(moved, small.data(then.mesh), rows, 3, program=then)
+    assert int(moved.step) == 6
+    helpers.assert_close(moved.params, stayed.params, 1e-6)
+    helpers.assert_identical(moved.rule_state, stayed.rule_state)
