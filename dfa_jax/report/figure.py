@@ -4,7 +4,6 @@ import io
 from collections.abc import Callable, Sequence
 
 import matplotlib
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -13,7 +12,7 @@ from dfa_jax.report.recipe import BASELINE, group_of
 from dfa_jax.report.series import Series
 from dfa_jax.report.statistics import summarise
 from dfa_jax.report.style import Theme
-from dfa_jax.train.records import RunRecord
+from dfa_jax.train.records import Evaluation, RunRecord
 
 DPI = 160
 
@@ -45,24 +44,28 @@ def learning_curves(records: Sequence[RunRecord], theme: Theme) -> Figure:
 
 
 def depth(records: Sequence[RunRecord], theme: Theme) -> Figure:
-    """Test error and alignment against depth, and alignment by layer in the deepest network."""
-    figure, axes = panel.panels(1, 3)
-    error, mean_alignment, by_layer = axes[0]
+    """Errors and alignment against depth, and alignment by layer in the deepest network."""
+    figure, axes = panel.panels(2, 2)
+    test, train, mean_alignment, by_layer = axes.flat
+    depths = sorted({num_layers(run) for run in records})
     for rule, runs in by_rule(records).items():
-        panel.line(error, against_depth(runs, final_error), rule, theme)
+        panel.line(test, against_depth(runs, series.test_error), rule, theme)
+        panel.line(train, against_depth(runs, series.train_error), rule, theme)
         aligned = [run for run in informative(runs) if series.aligned_sites([run])]
-        if aligned:
-            deepest = max(map(num_layers, aligned))
-            panel.line(mean_alignment, against_depth(aligned, final_alignment), rule, theme)
-            panel.line(by_layer, against_layer(aligned, deepest), rule, theme)
-    panel.log_percent_axis([error])
-    error.set(title="Test error", xlabel="hidden layers", ylabel="test error, %")
-    mean_alignment.set(title="Alignment, mean over layers", xlabel="hidden layers")
-    mean_alignment.set_ylabel("cosine with the true gradient")
-    title = f"Alignment by layer, {max(map(num_layers, records))} layers"
-    by_layer.set(title=title, xlabel="layer, from the input")
-    panel.cosine_axis(mean_alignment)
-    panel.cosine_axis(by_layer)
+        panel.line(mean_alignment, against_depth(aligned, series.mean_alignment), rule, theme)
+        panel.line(by_layer, against_layer(aligned, depths[-1]), rule, theme)
+    test.set(title="Test error", ylabel="test error, %")
+    train.set(title="Training error", ylabel="training error, %")
+    mean_alignment.set(title="Gradient alignment, mean over layers")
+    by_layer.set(title=f"Gradient alignment by layer, {depths[-1]} layers")
+    for axis in (test, train):
+        panel.log_percent_axis([axis])
+    for axis in (mean_alignment, by_layer):
+        panel.cosine_axis(axis)
+        axis.set_ylabel("cosine with the true gradient")
+    for axis in (test, train, mean_alignment):
+        panel.count_axis(axis, "hidden layers", depths)
+    panel.count_axis(by_layer, "layer, from the input")
     panel.rule_legend(figure, list(by_rule(records)), theme)
     return figure
 
@@ -97,7 +100,8 @@ def draw_error(axes: Axes, runs: dict[str, list[RunRecord]], theme: Theme) -> No
         curve = series.over_epochs(group, series.test_error)
         trained = curve.x > 0  # chance level at the start would flatten the rest
         panel.line(axes, Series(*(column[trained] for column in curve)), rule, theme)
-    axes.set(xlabel="epochs", ylabel="test error, %")
+    panel.count_axis(axes, "epochs")
+    axes.set_ylabel("test error, %")
 
 
 def draw_alignment(axes: Axes, runs: dict[str, list[RunRecord]], theme: Theme) -> None:
@@ -112,15 +116,16 @@ def draw_alignment(axes: Axes, runs: dict[str, list[RunRecord]], theme: Theme) -
                 dashes = panel.DASHES[place % len(panel.DASHES)]
                 panel.line(axes, curve, rule, theme, dashes)
     panel.cosine_axis(axes)
-    axes.set(xlabel="epochs", ylabel="cosine with the true gradient")
+    panel.count_axis(axes, "epochs")
+    axes.set_ylabel("cosine with the true gradient")
     panel.dash_legend(axes, sites, theme)
 
 
-def against_depth(runs: Sequence[RunRecord], quantity: Callable[[RunRecord], float]) -> Series:
-    """A quantity of the runs against their number of layers."""
+def against_depth(runs: Sequence[RunRecord], quantity: Callable[[Evaluation], float]) -> Series:
+    """A quantity at the end of the runs against their number of layers."""
     values: dict[int, list[float]] = {}
     for run in runs:
-        values.setdefault(num_layers(run), []).append(quantity(run))
+        values.setdefault(num_layers(run), []).append(quantity(run.final))
     return series.from_summaries((layers, summarise(found)) for layers, found in values.items())
 
 
@@ -131,13 +136,3 @@ def against_layer(runs: Sequence[RunRecord], layers: int) -> Series:
         (layer, summarise([series.alignment(run.final)[site] for run in runs]))
         for layer, site in enumerate(series.aligned_sites(runs), start=1)
     )
-
-
-def final_error(run: RunRecord) -> float:
-    """Test error at the end, %."""
-    return series.test_error(run.final)
-
-
-def final_alignment(run: RunRecord) -> float:
-    """Gradient alignment at the end, mean over sites."""
-    return float(np.mean(list(series.alignment(run.final).values())))

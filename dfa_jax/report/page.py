@@ -86,9 +86,12 @@ def html_table(rows: Sequence[Row]) -> str:
 
 
 def state(cell: str) -> str:
-    """The class of a cell: verdicts are coloured."""
-    starts = {"reproduced": "good", "not reproduced": "bad"}
-    return next((name for start, name in starts.items() if cell.startswith(start)), "")
+    """The class of a cell: verdicts are coloured, long cells wrapped."""
+    if cell.startswith("not reproduced"):
+        return "bad"
+    if cell.startswith("reproduced"):
+        return "good"
+    return "wrap" if len(cell) > 26 else ""
 
 
 def emphasise(words: str) -> str:

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from dfa_jax.report import style
 from dfa_jax.report.series import Series
@@ -59,6 +59,12 @@ def log_percent_axis(axes: Iterable[Axes]) -> None:
         panel.yaxis.set_major_locator(FixedLocator(ticks))
         panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         panel.yaxis.set_minor_locator(NullLocator())
+
+
+def count_axis(axes: Axes, name: str, ticks: Sequence[int] | None = None) -> None:
+    """Whole numbers along x: these, or round ones."""
+    axes.set_xlabel(name)
+    axes.xaxis.set_major_locator(FixedLocator(ticks) if ticks else MaxNLocator(integer=True))
 
 
 def cosine_axis(axes: Axes) -> None:

@@ -62,6 +62,11 @@ def alignment(evaluation: Evaluation) -> dict[str, float]:
     return {name.removeprefix(ALIGNMENT): v for name, v in found if name.startswith(ALIGNMENT)}
 
 
+def mean_alignment(evaluation: Evaluation) -> float:
+    """Gradient alignment, mean over sites."""
+    return float(np.mean(list(alignment(evaluation).values())))
+
+
 def aligned_sites(runs: Sequence[RunRecord]) -> list[str]:
     """Sites with a finite gradient alignment anywhere, in forward order."""
     sites: dict[str, None] = {}

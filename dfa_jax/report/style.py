@@ -55,9 +55,9 @@ def colour(rule: str, theme: Theme) -> str:
     return getattr(rule_style(rule), theme)
 
 
-def label(rule: str) -> str:
-    """A rule's name in a legend."""
-    return rule.replace("_", " ")
+def label(name: str) -> str:
+    """The name of a rule or variant for readers."""
+    return name.replace("_", " ")
 
 
 def settings(theme: Theme) -> dict[Any, Any]:

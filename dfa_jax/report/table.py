@@ -11,6 +11,7 @@ from dfa_jax.train.records import RunRecord
 
 HEADINGS = (
     "variant",
+    "n",
     "test error, %",
     "minus backprop",
     "train error, %",
@@ -91,6 +92,7 @@ def cells(row: Row) -> tuple[str, ...]:
     verdicts = [text.verdict(row.measured(number.quantity), number) for number in row.published]
     return (
         row.variant,
+        str(row.test.num_seeds),
         text.summary(row.test),
         text.difference(row.difference),
         text.summary(row.train),

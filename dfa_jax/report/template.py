@@ -27,7 +27,7 @@ body {
   margin: 0; background: var(--paper); color: var(--ink);
   font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif;
 }
-main { max-width: 1080px; margin: 0 auto; padding: 40px 20px 64px; }
+main { max-width: 1160px; margin: 0 auto; padding: 40px 20px 64px; }
 h1 { font-size: 1.75rem; line-height: 1.2; letter-spacing: -.015em; margin: 0 0 .35rem; }
 h2 { font-size: 1.05rem; margin: 0 0 .8rem; }
 p { margin: 0 0 .7rem; max-width: 78ch; }
@@ -61,7 +61,10 @@ thead th { color: var(--soft); font-weight: 600; vertical-align: bottom; }
 tbody th, tr > th:first-child { font-weight: 500; }
 tr.group th { padding-top: 16px; font-weight: 700; }
 table tr:last-child > * { border-bottom: 0; }
-.good { color: var(--good); } .bad { color: var(--bad); }
+.good { color: var(--good); }
+.bad { color: var(--bad); }
+.good, .bad, .wrap { white-space: normal; min-width: 8.2em; }
+.wrap { min-width: 11em; }
 .note { color: var(--soft); font-size: .85rem; margin: 14px 0 0; max-width: none; }
 pre {
   background: var(--code); border-radius: 8px; padding: 12px 14px; margin: 4px 0 16px;

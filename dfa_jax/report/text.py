@@ -8,9 +8,9 @@ MIN_SEEDS = 3  # with fewer, the interval is so wide that it would contain almos
 
 
 def summary(found: Summary) -> str:
-    """`1.60 ± 0.06 (n = 5)`, or without the interval for one seed."""
+    """`1.60 ± 0.06`, or without the interval for one seed."""
     spread = "" if found.half_width is None else f" ± {found.half_width:.2f}"
-    return f"{found.mean:.2f}{spread} (n = {found.num_seeds})"
+    return f"{found.mean:.2f}{spread}"
 
 
 def difference(found: Difference | None) -> str:

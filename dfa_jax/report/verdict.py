@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from dfa_jax.report import text
+from dfa_jax.report import style, text
 from dfa_jax.report.recipe import BASELINE
 from dfa_jax.report.statistics import Difference
 from dfa_jax.report.table import Row
@@ -16,7 +16,7 @@ def on_published(rows: Sequence[Row]) -> str:
     if not pairs:
         return ""
     missed = [
-        f"{row.variant} ({text.gap(row.measured(number.quantity), number):+.2f})"
+        f"{style.label(row.variant)} ({text.gap(row.measured(number.quantity), number):+.2f})"
         for row, number in pairs
         if not text.is_reproduced(row.measured(number.quantity), number)
     ]

@@ -157,8 +157,8 @@ class ChainRule(LearningRule):
         return chain_alignment(model, params, feedback)
 
 
-def kernels(model: Model, params: Params) -> dict[str, Array]:
-    """The kernels of all linear maps by name, in forward order."""
+def kernels(model: Model, params: Params) -> dict[str, Any]:
+    """The kernels of all linear maps by name, in forward order; abstract if the parameters are."""
     maps = model.linear_maps
     return {name: tree.get(params, (*linear_map.path, "kernel")) for name, linear_map in maps.items()}
 

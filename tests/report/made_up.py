@@ -66,7 +66,7 @@ def evaluation(step: int, error: float, alignment: Mapping[str, float]) -> Evalu
 
 
 def records() -> list[RunRecord]:
-    """All runs of `RECIPE`; a variant's last error is base + 0.1 place + 0.07 seed (place + 1), %."""
+    """All runs of `RECIPE`; the last error is base + 0.1 place + 0.07 seed (place + 1), %."""
     found = []
     for seed in RECIPE.seeds:
         for place, variant in enumerate(RECIPE.variants):

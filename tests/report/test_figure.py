@@ -56,7 +56,7 @@ def test_depth_shows_errors_and_alignment_by_depth(recipe):
         deep = dataclasses.replace(recipe, variants={**recipe.variants, name: config})
         sites = {f"layer_{i}": 0.1 * (i + 1) for i in range(layers)}
         records += [made_up.record(deep, name, seed, (2.0 * layers,), sites) for seed in (0, 1)]
-    error, alignment, by_layer = figure.depth(records, "light").axes
+    error, _, alignment, by_layer = figure.depth(records, "light").axes
     np.testing.assert_allclose(error.lines[0].get_xydata(), [[1, 2], [3, 6]])
     np.testing.assert_allclose(alignment.lines[0].get_xydata(), [[1, 0.1], [3, 0.2]])
     np.testing.assert_allclose(by_layer.lines[0].get_xydata(), [[1, 0.1], [2, 0.2], [3, 0.3]])

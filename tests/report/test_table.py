@@ -26,7 +26,7 @@ def test_numbers_are_those_of_the_records(recipe, records, tmp_path):
         errors = [100 - 100 * run["curve"][-1]["test_accuracy"] for run in runs]
         half_width = T_975_2 * statistics.stdev(errors) / 3**0.5
         line = next(line for line in shown.splitlines() if line.startswith(f"| {variant} |"))
-        assert f"| {statistics.mean(errors):.2f} ± {half_width:.2f} (n = 3) |" in line
+        assert f"| 3 | {statistics.mean(errors):.2f} ± {half_width:.2f} |" in line
 
 
 def test_difference_from_backprop_of_the_same_group(recipe, records):

@@ -1,7 +1,6 @@
 """Kolen-Pollack: the feedback follows the weights."""
 
 import jax
-import numpy as np
 import optax
 import pytest
 
@@ -70,21 +69,22 @@ def test_bad_options_are_refused_by_name():
 
 
 def test_alignment_rises_to_one():
-    """Closed form: after n steps `W - B` is `0.9^n` of its start, so the cosine tends to 1."""
+    """Closed form: after 500 steps `W - B` is `0.99^500 = 0.7 %` of its start, so the cosine is near 1."""
     case = helpers.mlp()
-    rule = KolenPollack(decay=1.0)
-    params, _ = helpers.started(rule, case)
-    before = rule.weight_alignment(case.model, params, ())
-    step = jax.jit(
-        lambda p: jax.tree.map(
-            lambda leaf, g: leaf - 0.1 * g,
-            p,
-            rule.estimate(jax.random.key(0), case.model, helpers.LOSS, p, (), case.batch).grads,
-        )
-    )
-    for _ in range(60):
-        params = step(params)
-    after = rule.weight_alignment(case.model, params, ())
+    rule = KolenPollack(decay=0.02)
+    start, _ = helpers.started(rule, case)
+
+    @jax.jit
+    def train(params, batch):
+        def step(params, _):
+            key = jax.random.key(0)
+            found = rule.estimate(key, case.model, helpers.LOSS, params, (), batch)
+            return jax.tree.map(lambda leaf, g: leaf - 0.5 * g, params, found.grads), None
+
+        return jax.lax.scan(step, params, length=500)[0]
+
+    before = rule.weight_alignment(case.model, start, ())
+    after = rule.weight_alignment(case.model, train(start, case.batch), ())
     assert set(after) == {"layer_1/Dense_0", "readout"}
     assert all(abs(value) < 0.6 for value in before.values())
-    np.testing.assert_array_less(0.95, list(after.values()))
+    assert all(value > 0.99 for value in after.values())

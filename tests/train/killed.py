@@ -1,6 +1,6 @@
-"""Trains under every rule, each in a process of its own, and kills each at a random moment.
+"""Trains under several rules, each in a process of its own, and kills each at a random moment.
 
-`python -m tests.train.killed FOLDER` leaves `FOLDER/RULE` as SIGKILL left it. One process imports
+`python -m tests.train.killed FOLDER RULE ...` leaves `FOLDER/RULE` as SIGKILL left it. One process imports
 everything and forks before JAX has started its threads, so a run costs no second import.
 """
 
@@ -15,7 +15,6 @@ import warnings
 import jax
 import sklearn.datasets  # noqa: F401  two seconds, here once for all runs
 
-from dfa_jax.rules import RULES
 from dfa_jax.train import TrainConfig, fit
 from tests.train import small
 
@@ -29,10 +28,10 @@ def config(rule: str) -> TrainConfig:
     return small.config(rule, num_epochs=NUM_EPOCHS, alignment_examples=measured)
 
 
-def main(folder: pathlib.Path) -> None:
+def main(folder: pathlib.Path, *rules: str) -> None:
     """Kills one run after another; the moments are random, and the same every time."""
     chance = random.Random(0)
-    for rule in RULES:
+    for rule in rules:
         victim = os.fork()
         if victim == 0:
             fit(config(rule), run_dir=folder / rule, progress=False)
@@ -47,7 +46,7 @@ def main(folder: pathlib.Path) -> None:
 def wait_for_the_moment(checkpoints: pathlib.Path, chance: random.Random) -> None:
     """Some checkpoints in; then either at once, as one is being written, or a little later."""
     earliest = chance.randrange(1, NUM_EPOCHS // 2) * small.STEPS_PER_EPOCH
-    while_writing = chance.random() < 0.5
+    while_writing = chance.random() < 0.6
     deadline = time.monotonic() + 120
     while latest(checkpoints) < earliest or (
         while_writing and not list(checkpoints.glob(UNFINISHED))
@@ -67,4 +66,4 @@ def latest(checkpoints: pathlib.Path) -> int:
 if __name__ == "__main__":
     warnings.simplefilter("ignore")  # of forking, which is safe until JAX has a backend
     jax.config.update("jax_num_cpu_devices", 8)
-    main(pathlib.Path(sys.argv[1]))
+    main(pathlib.Path(sys.argv[1]), *sys.argv[2:])

@@ -1,0 +1,217 @@
+"""`site_gradients` and its kin: local VJPs from one error per site."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dfa_jax import autodiff, rules
+from dfa_jax.autodiff import sites
+from dfa_jax.errors import SiteError
+from dfa_jax.models import MLP
+from tests import helpers
+from tests.helpers import LOSS
+
+CASES = [helpers.mlp, helpers.convnet, helpers.scanned]
+
+
+class Skips(nn.Module):
+    """Blocks with skip connections inside and norm layers, as a user would write them."""
+
+    @nn.compact
+    def __call__(self, x):
+        h = nn.Dense(6, name="stem")(x)
+        for i in range(2):
+            h = Block(name=f"block_{i}")(h)
+        return nn.Dense(3, name="head")(nn.LayerNorm(name="norm")(h))
+
+
+class Block(nn.Module):
+    @nn.compact
+    def __call__(self, h):
+        g = nn.gelu(nn.Dense(9, name="up")(nn.LayerNorm(name="norm")(h)))
+        return h + nn.Dense(6, name="down")(g)
+
+
+def skips():
+    return helpers.made(Skips(), ["stem", "block_*"], helpers.images())
+
+
+def true_errors(case, key=None):
+    return autodiff.chain_errors(case.model, LOSS, case.params, case.batch, {}, key=key)
+
+
+@pytest.mark.parametrize("case", [*CASES, skips])
+@pytest.mark.parametrize("tap", ["logits", "last_hidden"])
+def test_true_errors_give_the_true_gradient(x64, case, tap):
+    """Exact equivalence: with `delta_l = dL/dh_l` the local VJPs make `jax.grad`, to 1e-12.
+
+    It proves that the cuts lose nothing and count nothing twice, for every rule at once.
+    """
+    case = case()
+    if tap == "last_hidden" and case.model.places[-1].stack:
+        pytest.skip("a stack has no last activity of its own; refused, and tested below")
+
+    @jax.jit
+    def run(params, batch):
+        errors = autodiff.chain_errors(case.model, LOSS, params, batch, {})
+        return autodiff.site_gradients(
+            case.model, LOSS, params, batch, lambda e, h: errors, error_tap=tap
+        )
+
+    found = run(case.params, case.batch)
+    helpers.assert_close(found.grads, helpers.backprop(case), 1e-12)
+    outputs = case.model.module.apply({"params": case.params}, case.batch.inputs)
+    np.testing.assert_allclose(found.outputs, outputs, rtol=1e-12)
+    np.testing.assert_allclose(found.loss, LOSS(outputs, case.batch.targets).mean(), rtol=1e-12)
+
+
+def test_errors_match_one_vjp_per_segment(x64):
+    """Independent implementation: the blocks applied one by one, one `jax.vjp` each, errors drawn.
+
+    The interceptor's cut graph against code without any interceptor.
+    """
+    case = skips()
+    p, x = case.params, case.batch.inputs
+    drawn = {s: helpers.normals(jnp.zeros((16, 6)), i) for i, s in enumerate(case.model.sites)}
+    found = jax.jit(
+        lambda params, batch: autodiff.site_gradients(
+            case.model, LOSS, params, batch, lambda e, h: drawn
+        )
+    )(p, case.batch)
+
+    def head(w, h):
+        normed = nn.LayerNorm().apply({"params": w["norm"]}, h)
+        return nn.Dense(3).apply({"params": w["head"]}, normed)
+
+    h, expected = x, {}
+    for site, module in {"stem": nn.Dense(6), "block_0": Block(), "block_1": Block()}.items():
+        h, pull = jax.vjp(lambda w, h=h, m=module: m.apply({"params": w}, h), p[site])
+        (expected[site],) = pull(drawn[site])
+    tail = {name: p[name] for name in ("norm", "head")}
+    expected |= jax.grad(lambda w: LOSS(head(w, h), case.batch.targets).mean())(tail)
+    helpers.assert_close(found.grads, expected, 1e-12)
+
+
+def test_an_error_moves_its_own_segment_only():
+    """Invariant: an error sent to one site gives gradients between it and the sites below, only."""
+    case = skips()
+    for receiver in case.model.sites:
+
+        def send(error, activities, receiver=receiver):
+            return {s: jnp.ones_like(h) * (s == receiver) for s, h in activities.items()}
+
+        found = autodiff.site_gradients(case.model, LOSS, case.params, case.batch, send)
+        for site in case.model.sites:
+            largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(found.grads[site]))
+            assert (largest > 0) == (site == receiver)
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [rules.FeedbackAlignment(), rules.FixedRandomSign(), rules.BatchwiseRandomSign()],
+    ids=lambda rule: type(rule).__name__,
+)
+@pytest.mark.parametrize("case", [helpers.convnet, helpers.scanned])
+def test_chain_errors_make_the_chain_rules_gradients(x64, rule, case):
+    """Exact equivalence: a chain rule's `errors` through local VJPs give its `estimate`.
+
+    Alignment is measured on `errors`; they must be those that training uses. (With a site at every
+    layer no linear map lies inside a segment but its own, whose transpose no parameter reads.)
+    """
+    case = case()
+    params, state = helpers.started(rule, case)
+
+    @jax.jit
+    def run(params, state, batch):
+        key = jax.random.key(3)
+        errors = rule.errors(key, case.model, LOSS, params, state, batch)
+        return sites.site_gradients(case.model, LOSS, params, batch, lambda e, h: errors).grads
+
+    expected = helpers.estimate(rule, case, params, state).grads
+    helpers.assert_close(run(params, state, case.batch), expected, 1e-12)
+
+
+def test_input_site_is_the_output_site_of_the_activation_before(x64):
+    """Exact equivalence: `readout:input` is the same place as the output of the layer below it."""
+    batch = helpers.images()
+    by_output = helpers.made(MLP((7, 6), 3), ["layer_0", "layer_1"], batch)
+    by_input = helpers.made(MLP((7, 6), 3), ["layer_1:input", "readout:input"], batch)
+    assert by_input.model.sites == ("layer_1:input", "readout:input")
+    rule = rules.DirectFeedbackAlignment()
+    _, state = helpers.started(rule, by_output)
+    renamed = dict(zip(by_input.model.sites, state.values(), strict=True))
+    helpers.assert_identical(
+        helpers.estimate(rule, by_input, by_input.params, renamed).grads,
+        helpers.estimate(rule, by_output, by_output.params, state).grads,
+    )
+
+
+def test_errors_of_another_shape_are_refused():
+    """Documented contract: an error that would broadcast is an error in the code of a rule."""
+    case = helpers.mlp()
+    for wrong in ({}, {"layer_0": jnp.ones((16, 7)), "layer_1": jnp.ones((1, 6))}):
+        with pytest.raises(SiteError, match=r"site 'layer_[01]' needs an error of shape \(16, [67]\)"):
+            autodiff.site_gradients(
+                case.model, LOSS, case.params, case.batch, lambda e, h, wrong=wrong: wrong
+            )
+
+
+def test_last_hidden_tap_refuses_a_stack():
+    """Documented contract: the activity of a whole stack is no place to read one error from."""
+    case = helpers.scanned()
+    with pytest.raises(SiteError, match=r"'layers', which is a stack"):
+        autodiff.site_gradients(
+            case.model,
+            LOSS,
+            case.params,
+            case.batch,
+            lambda e, h: h,
+            error_tap="last_hidden",
+        )
+
+
+class Dropped(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        h = jnp.tanh(nn.Dense(8, name="first")(x))
+        h = nn.Dropout(0.5, deterministic=False)(h)
+        h = jnp.tanh(nn.Dense(8, name="second")(h))
+        return nn.Dense(3, name="readout")(h)
+
+
+def dropped():
+    return helpers.made(Dropped(), ["first", "second"], helpers.images())
+
+
+def test_rules_agree_on_dropout():
+    """Exact equivalence: for one key all rules see the same mask, for another key another one.
+
+    Otherwise a comparison of rules would compare masks, and the alignment would be too low.
+    """
+    case = dropped()
+    outputs = {}
+    for name, kind in rules.RULES.items():
+        run = helpers.estimator(kind(), case)
+        params, state = helpers.started(kind(), case)
+        outputs[name] = run(params, state, 0).outputs
+        np.testing.assert_allclose(outputs[name], outputs["backprop"], rtol=1e-5, atol=1e-6)
+        assert np.abs(run(params, state, 1).outputs - outputs[name]).max() > 0.01
+
+
+def test_true_errors_give_the_true_gradient_under_dropout(x64):
+    """Exact equivalence: `chain_errors` and `site_gradients` with one key use one mask."""
+    case, key = dropped(), jax.random.key(7)
+    errors = true_errors(case, key)
+    found = autodiff.site_gradients(
+        case.model, LOSS, case.params, case.batch, lambda e, h: errors, key=key
+    )
+
+    def objective(params):
+        outputs = case.model.module.apply(
+            {"params": params}, case.batch.inputs, rngs={"dropout": key}
+        )
+        return LOSS(outputs, case.batch.targets).mean()
+
+    helpers.assert_close(found.grads, jax.grad(objective)(case.params), 1e-12)

@@ -1,0 +1,190 @@
+"""The step is one pure function, and running many in a dispatch changes nothing."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from dfa_jax import losses
+from dfa_jax.data import ImageData
+from dfa_jax.models import MLP, from_linen
+from dfa_jax.optim import Optimizer
+from dfa_jax.rules import RULES, Backprop
+from dfa_jax.train import init_state, loop, train_step
+from dfa_jax.types import Batch
+from tests import helpers
+from tests.train import small
+
+
+def test_one_trace_over_two_calls():
+    """Oracle: Python's own side effects. A step that is traced anew every time is a hundred times
+    slower, and no result shows it."""
+    traces = []
+
+    def loss(outputs, targets):
+        traces.append(1)
+        return losses.softmax_cross_entropy(outputs, targets)
+
+    of = small.program(small.config("direct_feedback_alignment"), small.mesh())
+    parts = of.parts | {"loss_fn": loss}
+    step = jax.jit(lambda state, batch: train_step(state, batch, **parts))
+    state = small.state(of)
+    for key in range(2):
+        state, _ = step(state, helpers.images(key, 16, (8, 8, 1), 10))
+    assert len(traces) == 1
+    assert int(state.step) == 2
+
+
+def test_dispatches_share_one_program():
+    """Oracle: JAX's cache. Neither another number of steps nor a new but equal configuration (the
+    next seed of a recipe) may compile again."""
+    before = loop.run_steps._cache_size(), loop.draw_state._cache_size()
+    for seed, num_steps in enumerate((1, 3, 2)):
+        of = small.program(small.config("uniform_sign"), small.mesh())
+        state = small.state(of, seed)
+        loop.run_steps(state, small.data(of.mesh), small.order(4), num_steps, program=of)
+    after = loop.run_steps._cache_size(), loop.draw_state._cache_size()
+    assert after == (before[0] + 1, before[1] + 1)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_equals_a_hand_written_loop(momentum):
+    """Oracle: `jax.grad` and Optax as their manuals write them, five steps, no code of ours but the
+    model. Everything else in the trainer is built on this function."""
+    batches = [helpers.images(key, 12, (5,), 3) for key in range(5)]
+    module = MLP((6,), 3)
+    model = from_linen(module, "layer_0", batches[0].inputs)
+    tx = optax.sgd(0.1, momentum=momentum or None)
+
+    def objective(params, batch):
+        logits = module.apply({"params": params}, batch.inputs)
+        picked = jnp.take_along_axis(jax.nn.log_softmax(logits), batch.targets[:, None], -1)
+        return -picked.mean(), logits
+
+    state = init_state(jax.random.key(0), batches[0], model=model, rule=Backprop(), tx=tx)
+    params, opt_state = state.params, tx.init(state.params)
+    for batch in batches:
+        (loss, logits), grads = jax.value_and_grad(objective, has_aux=True)(params, batch)
+        updates, opt_state = tx.update(grads, opt_state, params)
+        params = optax.apply_updates(params, updates)
+        state, found = train_step(
+            state, batch, model=model, rule=Backprop(), loss_fn=helpers.LOSS, tx=tx
+        )
+        np.testing.assert_allclose(found["loss"], loss, rtol=1e-6)
+        right = (np.argmax(logits, -1) == batch.targets).mean()
+        np.testing.assert_allclose(found["accuracy"], right, rtol=1e-6)
+    helpers.assert_close(state.params, params, 1e-6)
+    helpers.assert_close(state.opt_state, opt_state, 1e-6)
+
+
+def test_no_accuracy_without_labels():
+    """Oracle: the contract. A regression has no accuracy, and must not report one."""
+    x = jnp.ones((4, 3))
+    model = from_linen(MLP((6,), 2), "layer_0", x)
+    parts = {"model": model, "rule": Backprop(), "tx": optax.sgd(0.1)}
+    batch = Batch(x, jnp.zeros((4, 2)))
+    state = init_state(jax.random.key(0), batch, **parts)
+    assert set(train_step(state, batch, loss_fn=losses.squared_error, **parts)[1]) == {"loss"}
+
+
+def test_rules_of_one_seed_start_from_the_same_network():
+    """Oracle: exact equality over the registry. Otherwise a difference between two rules would be
+    partly a difference between two initialisations."""
+    batch = helpers.images(0, 4, (5,), 3)
+    model = from_linen(MLP((6, 4), 3), "layer_*", batch.inputs)
+
+    def start(rule, seed=0):
+        key = jax.random.key(seed)
+        return init_state(key, batch, model=model, rule=rule, tx=optax.sgd(0.1)).params
+
+    def without_feedback(params):
+        leaves = jax.tree.leaves_with_path(params)
+        return {jax.tree_util.keystr(p): v for p, v in leaves if p[-1].key != "feedback"}
+
+    expected = without_feedback(start(Backprop()))
+    assert len(expected) == 6
+    for kind in RULES.values():
+        helpers.assert_identical(without_feedback(start(kind())), expected)
+    other = without_feedback(start(Backprop(), seed=1))
+    assert not np.array_equal(other["['readout']['kernel']"], expected["['readout']['kernel']"])
+
+
+@pytest.fixture(scope="module")
+def program():
+    """Batchwise random sign, which draws anew every step: keys must follow the step's number."""
+    return small.program(small.config("batchwise_random_sign"), small.mesh())
+
+
+def run(program, chunks, order):
+    """The state after runs of so many steps, and the totals over all."""
+    state, totals, begin = small.state(program), {"loss": 0.0, "accuracy": 0.0}, 0
+    for length in chunks:
+        rows = np.zeros_like(order)
+        rows[:length] = order[begin : begin + length]
+        state, found = loop.run_steps(
+            state, small.data(program.mesh), rows, length, program=program
+        )
+        totals = {name: totals[name] + float(found[name]) for name in totals}
+        begin += length
+    return small.plain(state), totals
+
+
+def test_run_steps_is_that_many_train_steps(program):
+    """Oracle: `train_step` called once a step. The loop inside the dispatch may fuse differently,
+    hence 1e-6 and not bits."""
+    order, data = small.order(5), small.data(program.mesh)
+    step = jax.jit(lambda state, batch: train_step(state, batch, **program.parts))
+    state, loss = small.state(program), 0.0
+    for row in order:
+        state, found = step(state, jax.tree.map(lambda a, row=row: a[row], data))
+        loss += float(found["loss"])
+    found, totals = run(program, [5], order)
+    assert int(found.step) == 5
+    helpers.assert_close(found.params, state.params, 1e-6)
+    np.testing.assert_allclose(totals["loss"], loss, rtol=1e-6)
+
+
+@pytest.mark.parametrize("chunks", [[1, 4], [2, 2, 1], [1] * 5], ids=str)
+def test_any_chunking_is_bit_identical(program, chunks):
+    """Oracle: one dispatch of all the steps. The number of steps a dispatch is a matter of speed: a
+    run that is evaluated (or stopped) more often must be the same run."""
+    order = small.order(5)
+    whole, totals = run(program, [5], order)
+    chunked, sums = run(program, chunks, order)
+    helpers.assert_identical(chunked, whole)
+    np.testing.assert_allclose(sums["loss"], totals["loss"], rtol=1e-6)
+    assert sums["accuracy"] == totals["accuracy"]
+
+
+def test_rows_beyond_the_last_step_are_never_used(program):
+    """Oracle: absence. The last dispatch of an epoch is padded; training on the padding would show
+    example 0 more often than the others."""
+    order = small.order(5)
+    padded = order.copy()
+    order[3:], padded[3:] = 63, 0
+    one, one_totals = run(program, [3], order)
+    other, other_totals = run(program, [3], padded)
+    helpers.assert_identical(one, other)
+    assert one_totals == other_totals
+    assert int(one.step) == 3
+
+
+def test_state_is_drawn_where_it_stays():
+    """Oracle: `state_shardings`, and bit equality with one device. Parameters that are drawn on one
+    device first would not fit there, and must not depend on the number of devices."""
+    config = small.config("direct_feedback_alignment", optimizer=Optimizer())
+    one = small.state(small.program(config, small.mesh()))
+    split = small.state(small.program(config, small.mesh(4, 2)))
+    helpers.assert_identical(small.plain(split), small.plain(one))
+    kernel = split.params["layer_1"]["Dense_0"]["kernel"]
+    assert kernel.sharding.shard_shape(kernel.shape) == (16, 8)
+    feedback, moment = split.rule_state["layer_1"], split.opt_state[1].mu["layer_1"]["Dense_0"]
+    assert feedback.sharding.shard_shape(feedback.shape) == (10, 8)
+    assert moment["kernel"].sharding.shard_shape((16, 16)) == (16, 8)
+    assert moment["bias"].sharding.is_fully_replicated
+
+
+def test_data_of_the_test_runs():
+    """The four steps an epoch that the tests of this folder count on."""
+    assert len(ImageData(num_train=64).load().train.targets) // 16 == small.STEPS_PER_EPOCH
