@@ -4,7 +4,7 @@ Paper: none
 Command: python scripts/reproduce.py quickstart
 Time: 1 min on 2 cores, compilation included; no download
 Expect: backprop ends near 2 % test error, both alignment rules near 3 %, and the shallow control,
-    whose hidden layers stay random, near 5 %.
+    whose hidden layers stay random, near 4 %.
 
 A perceptron with two hidden layers of 128 tanh units on the 1,797 embedded digits of 8x8 pixels.
 With 360 test images one mistake is 0.28 %: small differences between rules mean nothing here.
@@ -17,11 +17,12 @@ from dfa_jax.report.recipe import Expected, Recipe
 from dfa_jax.rules import RULES
 from dfa_jax.train.config import TrainConfig
 
+# Lowest error of 287 validation examples, mean of five seeds, among 1, 2, 5, 10 and 20 e-3.
 LEARNING_RATES = {
-    "backprop": 2e-3,
-    "direct_feedback_alignment": 2e-3,
-    "feedback_alignment": 2e-3,
-    "shallow": 5e-3,
+    "backprop": 5e-3,
+    "direct_feedback_alignment": 1e-2,
+    "feedback_alignment": 1e-2,
+    "shallow": 2e-2,
 }
 
 

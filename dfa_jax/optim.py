@@ -2,13 +2,15 @@
 
 import dataclasses
 import math
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax
 import optax
 
-from dfa_jax.errors import InputError
+from dfa_jax.errors import InputError, unknown
 
+_Name = Literal["sgd", "adam", "rmsprop"]
+_Schedule = Literal["constant", "cosine", "linear"]
 _DECAYED = ("kernel", "embedding", "feedback")
 
 
@@ -30,7 +32,7 @@ class Optimizer:
         warmup_fraction: fraction of all steps over which the rate rises linearly from zero.
     """
 
-    name: Literal["sgd", "adam", "rmsprop"] = "adam"
+    name: _Name = "adam"
     learning_rate: float = 1e-3
     momentum: float = 0.0
     b1: float = 0.9
@@ -38,10 +40,15 @@ class Optimizer:
     eps: float = 1e-8
     weight_decay: float = 0.0
     clip_norm: float = 0.0
-    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    schedule: _Schedule = "constant"
     warmup_fraction: float = 0.0
 
     def __post_init__(self):
+        for field, kinds in (("name", _Name), ("schedule", _Schedule)):
+            if getattr(self, field) not in get_args(kinds):
+                raise InputError(
+                    unknown(f"optimizer.{field}", getattr(self, field), get_args(kinds))
+                )
         for name in ("momentum", "b1", "b2", "warmup_fraction"):
             _check(name, getattr(self, name), "in [0, 1)", lambda x: 0 <= x < 1)
         for name in ("weight_decay", "clip_norm"):

@@ -9,7 +9,7 @@ ruff check .
 ruff format --check .
 lint-imports
 pyright --pythonpath "$(command -v python)"
-mkdocs build --strict --quiet --site-dir "$scratch/site"
+NO_MKDOCS_2_WARNING=1 mkdocs build --strict --quiet --site-dir "$scratch/site"
 pytest | tee "$scratch/pytest"
 pytest -m "slow and not device" | tee "$scratch/pytest-slow"
 python scripts/reproduce.py quickstart --results-dir "$scratch/results"

@@ -1,4 +1,4 @@
-"""The run-time type checker of the tests: beartype, with Python's rule that an int will do for a float."""
+"""Run-time type checker of the tests: beartype, to which an int is a float, as Python has it."""
 
 from beartype import BeartypeConf, beartype
 

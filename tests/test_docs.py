@@ -30,7 +30,7 @@ def documented() -> set[str]:
     [pytest.param(page, id=page.stem) for page in PAGES if CODE.search(page.read_text())],
 )
 def test_code_on_a_page_runs(page, monkeypatch, tmp_path):
-    """All Python blocks of a page, in order, as one program; a failure shows the page's own line."""
+    """All Python blocks of a page as one program; a failure shows the page's own line."""
     monkeypatch.chdir(tmp_path)
     module = types.ModuleType(f"page_{page.stem.replace('-', '_')}")
     monkeypatch.setitem(sys.modules, module.__name__, module)  # where dataclasses look for it
@@ -65,10 +65,11 @@ def test_every_rule_is_weighed_on_the_page_of_choice(name):
 
 
 def test_the_readme_names_every_recipe():
-    configs = ROOT / "configs"
-    recipes = {path.relative_to(configs).with_suffix("").as_posix() for path in configs.rglob("*.py")}
-    assert recipes
-    assert not {name for name in recipes if f"`{name}`" not in (ROOT / "README.md").read_text()}
+    readme = (ROOT / "README.md").read_text()
+    files = (ROOT / "configs").rglob("*.py")
+    names = [file.relative_to(ROOT / "configs").with_suffix("").as_posix() for file in files]
+    assert names
+    assert not [name for name in names if f"`{name}`" not in readme]
 
 
 def test_links_of_the_readme_lead_somewhere():

@@ -7,13 +7,13 @@ Time: 25 min on 2 cores
 Expect: backprop lowest, feedback alignment and direct feedback alignment a few tenths of a point
     above, the shallow control far above.
 
-As in the paper: tanh or ReLU, no regularisation, feedback uniform on +-1/sqrt(width), one matrix a
-layer. Not as in the paper: cross-entropy on a softmax in place of ten sigmoids; standardised pixels;
-12 epochs of Adam at batch 128, its rate, one for all rules, decaying to zero, in place of 300 epochs
-of RMSprop at a constant 1e-4 and batch 64; weights start from LeCun's normal, where the paper's tanh
-networks start from zero; the last epoch counts, where the paper does not say. The paper's 300 epochs
-at batch 64 cost about 50 times ours: 20 hours. For them set the constants below,
-`loss="sigmoid_cross_entropy"`, and `"rmsprop"` with a constant schedule.
+As in the paper: tanh or ReLU, no regularisation, feedback uniform on +-1/sqrt(width), one matrix
+a layer. Not as in the paper: cross-entropy on a softmax in place of ten sigmoids; standardised
+pixels; 12 epochs of Adam at batch 128, its rate, one for all rules, decaying to zero, in place of
+300 epochs of RMSprop at a constant 1e-4 and batch 64; weights start from LeCun's normal, where
+the paper's tanh networks start from zero; the last epoch counts, where the paper does not say.
+The paper's 300 epochs at batch 64 cost about 50 times ours: 20 hours. For them set the constants
+below, `loss="sigmoid_cross_entropy"`, and `"rmsprop"` with a constant schedule.
 """
 
 from dfa_jax.data import ImageData

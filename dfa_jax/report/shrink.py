@@ -23,7 +23,7 @@ def shrink_config(config: TrainConfig) -> TrainConfig:
     for field, size in (("widths", WIDTH), ("channels", CHANNELS)):
         if hasattr(config.model, field):
             depth = len(getattr(config.model, field))
-            small[field] = (size,) * math.ceil(math.sqrt(depth))
+            small[field] = (size,) * math.ceil(depth ** (1 / 3))
     return dataclasses.replace(
         config,
         data=ImageData(num_train=64, num_test=32),

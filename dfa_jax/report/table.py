@@ -20,9 +20,9 @@ HEADINGS = (
     "s / run",
 )
 CAPTION = (
-    "Mean ± half of the 95 % interval (Student's t) over n seeds. *Minus backprop*: paired by seed,"
-    " with the p-value of the paired t test. *Train error*: over the last evaluation interval's"
-    " training batches. *s / run*: median."
+    "Mean ± half of the 95 % interval (Student's t) over n seeds, all on the same test set."
+    " *Minus backprop*: paired by seed, with the p-value of the paired t test. *Train error*: over"
+    " the last evaluation interval's training batches. *s / run*: median."
 )
 ON_VERDICTS = "A published number is *reproduced* if its interval and ours overlap."
 

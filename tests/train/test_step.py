@@ -1,5 +1,7 @@
 """The step is one pure function, and running many in a dispatch changes nothing."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,60 +19,53 @@ from tests import helpers
 from tests.train import small
 
 
-def test_one_trace_over_two_calls():
-    """Oracle: Python's own side effects. A step that is traced anew every time is a hundred times
-    slower, and no result shows it."""
-    traces = []
-
-    def loss(outputs, targets):
-        traces.append(1)
-        return losses.softmax_cross_entropy(outputs, targets)
-
-    of = small.program(small.config("direct_feedback_alignment"), small.mesh())
-    parts = of.parts | {"loss_fn": loss}
-    step = jax.jit(lambda state, batch: train_step(state, batch, **parts))
-    state = small.state(of)
-    for key in range(2):
-        state, _ = step(state, helpers.images(key, 16, (8, 8, 1), 10))
-    assert len(traces) == 1
-    assert int(state.step) == 2
+@pytest.fixture(scope="module")
+def program():
+    """Batchwise random sign, which draws anew every step: keys must follow the step's number."""
+    config = small.config("batchwise_random_sign", model=MLP((16,)))
+    return small.program(config, small.mesh())
 
 
-def test_dispatches_share_one_program():
+def test_dispatches_share_one_program(program):
     """Oracle: JAX's cache. Neither another number of steps nor a new but equal configuration (the
     next seed of a recipe) may compile again."""
+    rows, data = small.order(5), small.data(program.mesh)
     before = loop.run_steps._cache_size(), loop.draw_state._cache_size()
     for seed, num_steps in enumerate((1, 3, 2)):
-        of = small.program(small.config("uniform_sign"), small.mesh())
-        state = small.state(of, seed)
-        loop.run_steps(state, small.data(of.mesh), small.order(4), num_steps, program=of)
+        equal = dataclasses.replace(program, rule=RULES["batchwise_random_sign"]())
+        loop.run_steps(small.state(equal, seed), data, rows, num_steps, program=equal)
     after = loop.run_steps._cache_size(), loop.draw_state._cache_size()
-    assert after == (before[0] + 1, before[1] + 1)
+    assert after[0] - before[0] <= 1
+    assert after[1] - before[1] <= 1
 
 
-@pytest.mark.parametrize("momentum", [0.0, 0.9])
-def test_equals_a_hand_written_loop(momentum):
+def test_equals_a_hand_written_loop():
     """Oracle: `jax.grad` and Optax as their manuals write them, five steps, no code of ours but the
-    model. Everything else in the trainer is built on this function."""
+    module. Everything else in the trainer is built on this function."""
     batches = [helpers.images(key, 12, (5,), 3) for key in range(5)]
-    module = MLP((6,), 3)
-    model = from_linen(module, "layer_0", batches[0].inputs)
-    tx = optax.sgd(0.1, momentum=momentum or None)
+    module, tx = MLP((6,), 3), optax.sgd(0.1, momentum=0.9)
+    parts = {"model": from_linen(module, "layer_0", batches[0].inputs), "rule": Backprop(), "tx": tx}
 
     def objective(params, batch):
         logits = module.apply({"params": params}, batch.inputs)
         picked = jnp.take_along_axis(jax.nn.log_softmax(logits), batch.targets[:, None], -1)
         return -picked.mean(), logits
 
-    state = init_state(jax.random.key(0), batches[0], model=model, rule=Backprop(), tx=tx)
-    params, opt_state = state.params, tx.init(state.params)
-    for batch in batches:
+    @jax.jit
+    def by_hand(params, opt_state, batch):
         (loss, logits), grads = jax.value_and_grad(objective, has_aux=True)(params, batch)
         updates, opt_state = tx.update(grads, opt_state, params)
-        params = optax.apply_updates(params, updates)
-        state, found = train_step(
-            state, batch, model=model, rule=Backprop(), loss_fn=helpers.LOSS, tx=tx
-        )
+        return optax.apply_updates(params, updates), opt_state, loss, logits
+
+    @jax.jit
+    def step(state, batch):
+        return train_step(state, batch, loss_fn=helpers.LOSS, **parts)
+
+    state = jax.jit(lambda key, batch: init_state(key, batch, **parts))(jax.random.key(0), batches[0])
+    params, opt_state = state.params, tx.init(state.params)
+    for batch in batches:
+        params, opt_state, loss, logits = by_hand(params, opt_state, batch)
+        state, found = step(state, batch)
         np.testing.assert_allclose(found["loss"], loss, rtol=1e-6)
         right = (np.argmax(logits, -1) == batch.targets).mean()
         np.testing.assert_allclose(found["accuracy"], right, rtol=1e-6)
@@ -84,8 +79,11 @@ def test_no_accuracy_without_labels():
     model = from_linen(MLP((6,), 2), "layer_0", x)
     parts = {"model": model, "rule": Backprop(), "tx": optax.sgd(0.1)}
     batch = Batch(x, jnp.zeros((4, 2)))
-    state = init_state(jax.random.key(0), batch, **parts)
-    assert set(train_step(state, batch, loss_fn=losses.squared_error, **parts)[1]) == {"loss"}
+    state = jax.eval_shape(lambda key: init_state(key, batch, **parts), jax.random.key(0))
+    _, found = jax.eval_shape(
+        lambda state: train_step(state, batch, loss_fn=losses.squared_error, **parts), state
+    )
+    assert set(found) == {"loss"}
 
 
 def test_rules_of_one_seed_start_from_the_same_network():
@@ -94,26 +92,23 @@ def test_rules_of_one_seed_start_from_the_same_network():
     batch = helpers.images(0, 4, (5,), 3)
     model = from_linen(MLP((6, 4), 3), "layer_*", batch.inputs)
 
-    def start(rule, seed=0):
-        key = jax.random.key(seed)
-        return init_state(key, batch, model=model, rule=rule, tx=optax.sgd(0.1)).params
+    @jax.jit
+    def start(key):
+        parts = {"model": model, "tx": optax.sgd(0.1)}
+        states = {name: init_state(key, batch, rule=kind(), **parts) for name, kind in RULES.items()}
+        return {name: state.params for name, state in states.items()}
 
     def without_feedback(params):
         leaves = jax.tree.leaves_with_path(params)
         return {jax.tree_util.keystr(p): v for p, v in leaves if p[-1].key != "feedback"}
 
-    expected = without_feedback(start(Backprop()))
+    started = {name: without_feedback(params) for name, params in start(jax.random.key(0)).items()}
+    expected = started["backprop"]
     assert len(expected) == 6
-    for kind in RULES.values():
-        helpers.assert_identical(without_feedback(start(kind())), expected)
-    other = without_feedback(start(Backprop(), seed=1))
-    assert not np.array_equal(other["['readout']['kernel']"], expected["['readout']['kernel']"])
-
-
-@pytest.fixture(scope="module")
-def program():
-    """Batchwise random sign, which draws anew every step: keys must follow the step's number."""
-    return small.program(small.config("batchwise_random_sign"), small.mesh())
+    for found in started.values():
+        helpers.assert_identical(found, expected)
+    other = start(jax.random.key(1))["backprop"]["readout"]["kernel"]
+    assert not np.array_equal(other, expected["['readout']['kernel']"])
 
 
 def run(program, chunks, order):
@@ -131,14 +126,24 @@ def run(program, chunks, order):
 
 
 def test_run_steps_is_that_many_train_steps(program):
-    """Oracle: `train_step` called once a step. The loop inside the dispatch may fuse differently,
+    """Oracle: `train_step` called once a step, traced once (a step that is traced anew every time is a
+    hundred times slower, and no result shows it). The loop inside the dispatch may fuse differently,
     hence 1e-6 and not bits."""
-    order, data = small.order(5), small.data(program.mesh)
-    step = jax.jit(lambda state, batch: train_step(state, batch, **program.parts))
+    order, data, traces = small.order(5), small.data(program.mesh), []
+
+    def loss_fn(outputs, targets):
+        traces.append(1)
+        return losses.softmax_cross_entropy(outputs, targets)
+
+    @jax.jit
+    def step(state, batch):
+        return train_step(state, batch, **program.parts | {"loss_fn": loss_fn})
+
     state, loss = small.state(program), 0.0
     for row in order:
         state, found = step(state, jax.tree.map(lambda a, row=row: a[row], data))
         loss += float(found["loss"])
+    assert len(traces) == 1
     found, totals = run(program, [5], order)
     assert int(found.step) == 5
     helpers.assert_close(found.params, state.params, 1e-6)
