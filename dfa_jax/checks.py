@@ -41,7 +41,7 @@ class IsolationReport(NamedTuple):
 
     def __str__(self) -> str:
         if self.isolated:
-            return "isolated: with the errors held fixed, no gradient moves with parameters above it"
+            return "isolated: with errors held fixed, no gradient moves with parameters above it"
         lines = [
             f"  {leak.parameter} is reached around site '{leak.site}' (its gradient moves by"
             f" {leak.change:.1%})"
@@ -58,8 +58,8 @@ def check_isolation(model: Model, params: Params, batch: Batch) -> IsolationRepo
     Random errors are held fixed at all sites and at the outputs. For each site, the parameters that
     only lie above it are moved; the gradients at and below it must not move by a single bit. Where
     one does, part of the true error reaches it by a path around the site, and the rule is a mixture
-    with backpropagation there. (A weight that is used both below and above, such as a tied embedding,
-    shows up too.)
+    with backpropagation there. (A weight that is used both below and above, such as a tied
+    embedding, shows up too.)
 
     Args:
         model: the model with its sites.
@@ -135,8 +135,8 @@ class Cost(NamedTuple):
     """What one gradient estimate costs.
 
     Attributes:
-        matmul_flops: two for each multiply-add of every matrix product and convolution, counted from
-            the traced program, loops times their length; over all devices.
+        matmul_flops: two for each multiply-add of every matrix product and convolution, counted
+            from the traced program, loops times their length; over all devices.
         xla_flops: what the compiler reports for one device; a loop's body counts once.
         temporary_bytes: the compiler's temporary buffers on one device.
         collectives: how many operations between devices the compiled program has, by kind.
@@ -155,11 +155,16 @@ class CostReport(NamedTuple):
 
     def __str__(self) -> str:
         base = self.costs["backprop"]
-        lines = [f"{'rule':<34}{'matmul FLOPs':>16}{'/ BP':>7}{'temporary MB':>14}{'/ BP':>7}  collectives"]
+        lines = [
+            f"{'rule':<34}{'matmul FLOPs':>16}{'/ BP':>7}{'temporary MB':>14}{'/ BP':>7}"
+            "  collectives"
+        ]
         for name, cost in self.costs.items():
             flops = cost.matmul_flops / base.matmul_flops
             memory = cost.temporary_bytes / max(base.temporary_bytes, 1)
-            kinds = ", ".join(f"{count} {kind}" for kind, count in cost.collectives.items()) or "none"
+            kinds = (
+                ", ".join(f"{count} {kind}" for kind, count in cost.collectives.items()) or "none"
+            )
             lines.append(
                 f"{name:<34}{cost.matmul_flops:>16,}{flops:>7.3f}"
                 f"{cost.temporary_bytes / 1e6:>14.2f}{memory:>7.2f}  {kinds}"
@@ -227,7 +232,7 @@ def estimate_cost(
         matmul_flops=matmul_flops(jax.make_jaxpr(estimate)(*arguments)),
         xla_flops=(analysis or {}).get("flops", math.nan),
         temporary_bytes=memory.temp_size_in_bytes if memory else 0,
-        collectives=count_collectives(compiled.as_text()),
+        collectives=count_collectives(compiled.as_text() or ""),
     )
 
 

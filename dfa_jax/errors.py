@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 
 class InputError(ValueError):
-    """A value that the user gave cannot be used. Scripts print it as one line and exit with code 2."""
+    """A value that the user gave cannot be used; scripts print it as one line and exit with 2."""
 
 
 class SiteError(InputError):

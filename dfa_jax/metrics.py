@@ -42,9 +42,9 @@ def error_alignment(
 
         cos_b = <delta_b, g_b> / (|delta_b| |g_b|)
 
-    Each vector is scaled by its largest entry first, so nothing underflows on the way. An example does
-    not count where the largest entry of its reference is below `tiny / eps` of its type (1e-31 in
-    float32), since rounding decides its direction there, nor where its error is zero.
+    Each vector is scaled by its largest entry first, so nothing underflows on the way. An example
+    does not count where the largest entry of its reference is below `tiny / eps` of its type (1e-31
+    in float32), since rounding decides its direction there, nor where its error is zero.
 
     Args:
         error: `delta`, `[*stack, *batch, *features]`.
@@ -87,10 +87,10 @@ def site_metrics(
 ) -> dict[str, Array]:
     """What a rule does at each site of a model on one batch, by name.
 
-    `gradient_alignment/<site>` and its `_spread` (over examples), `weight_alignment/<map>` where the
-    rule defines it, `activity_norm/<site>` and `error_norm/<site>` (root mean square over examples of
-    the vector's norm; the error is that of the mean loss), `weight_norm/<path>`. A stacked site has
-    one entry a layer, `<site>[0]`, `<site>[1]`, ...
+    `gradient_alignment/<site>` and its `_spread` (over examples), `weight_alignment/<map>` where
+    the rule defines it, `activity_norm/<site>` and `error_norm/<site>` (root mean square over
+    examples of the vector's norm; the error is that of the mean loss), `weight_norm/<path>`. A
+    stacked site has one entry a layer, `<site>[0]`, `<site>[1]`, ...
     """
     errors = rule.errors(key, model, loss_fn, params, rule_state, batch)
     reference = Backprop().errors(key, model, loss_fn, params, (), batch)

@@ -21,11 +21,11 @@ SiteArrays = dict[str, Any]
 """One array per credit site, by the site's name, in forward order."""
 
 LossFn = Callable[[Any, Any], Array]
-"""`loss_fn(outputs, targets) -> losses` with one loss per example, `[*batch]`; the objective is their mean."""
+"""`loss_fn(outputs, targets)`: one loss per example, `[*batch]`; the objective is their mean."""
 
 
 class Batch(NamedTuple):
-    """A minibatch: `inputs` go to the model, `targets` to the loss; both have leading batch axes."""
+    """A minibatch: `inputs` for the model, `targets` for the loss, both with leading batch axes."""
 
     inputs: Any
     targets: Any

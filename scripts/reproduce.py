@@ -4,7 +4,7 @@ import pathlib
 import sys
 
 from dfa_jax.errors import InputError
-from dfa_jax.report import publish, recipe
+from dfa_jax.report import publish, readme, recipe
 from dfa_jax.report.run import run
 from dfa_jax.train.cli import Parser, exit_on_bad_input
 from dfa_jax.train.process import prepare_process
@@ -15,6 +15,9 @@ def main(arguments: list[str]) -> None:
     options = parser().parse(arguments)
     if options.list:
         print(publish.listing(options.results_dir))
+        return
+    if options.readme:
+        readme.fill(options.readme, options.results_dir)
         return
     if options.recipe is None:
         raise InputError("which RECIPE? --list shows them all, --help the options")
@@ -37,17 +40,14 @@ def parser() -> Parser:
     options = Parser(prog="reproduce.py", description=__doc__)
     options.add_argument("recipe", nargs="?", metavar="RECIPE", help="a file under configs/")
     options.add_argument("--list", action="store_true", help="all recipes, and what is in results")
+    options.add_argument("--readme", type=pathlib.Path, help="write all results into this file")
     options.add_argument("--data-dir", type=pathlib.Path, help="folder of prepared TFDS data sets")
-    options.add_argument(
-        "--seeds", type=int, metavar="N", help="seeds 0 to N - 1, not the recipe's"
-    )
+    options.add_argument("--seeds", type=int, metavar="N", help="seeds 0 to N - 1, not its own")
     options.add_argument("--results-dir", type=pathlib.Path, default=pathlib.Path("results"))
     options.add_argument(
         "--overwrite", action="store_true", help="replace runs made with another configuration"
     )
-    options.add_argument(
-        "--report-only", action="store_true", help="run nothing; report what is in"
-    )
+    options.add_argument("--report-only", action="store_true", help="report what is in; run nothing")
     return options
 
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dfa_jax import losses
+from dfa_jax import autodiff, losses
 from dfa_jax.models import MLP, ConvNet, Model, from_linen
 from dfa_jax.rules import GradEstimate, LearningRule
 from dfa_jax.types import Batch
@@ -94,9 +94,7 @@ def _with(tree: Any, other: dict[str, Any]) -> Any:
 def estimator(rule: LearningRule, case: Set, loss: Any = LOSS) -> Callable[..., GradEstimate]:
     """`(params, state, seed) -> estimate`, compiled once."""
     run = jax.jit(
-        lambda key, params, state, batch: rule.estimate(
-            key, case.model, loss, params, state, batch
-        )
+        lambda key, params, state, batch: rule.estimate(key, case.model, loss, params, state, batch)
     )
     return lambda params, state, seed=3: run(jax.random.key(seed), params, state, case.batch)
 
@@ -185,3 +183,8 @@ def convnet() -> Set:
 def scanned() -> Set:
     """A scanned stack of layers with a site at its embedding and at every layer."""
     return made(Stack("scan"), ["embed", "layers"], images())
+
+
+def activities(model: Model, params: Any, inputs: Any) -> Any:
+    """Activity of every site."""
+    return autodiff.activities(model, params, inputs)[1]

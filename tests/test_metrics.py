@@ -1,7 +1,7 @@
 """Measurements against double-precision NumPy, and against the cases whose answer is known.
 
-Alignment is the number on which the claims about feedback alignment rest. Backpropagation's errors in
-deep networks are tiny, so the cosine must neither underflow nor be reported from rounding noise.
+Alignment is the number on which the claims about feedback alignment rest. Backpropagation's errors
+in deep networks are tiny, so the cosine must neither underflow nor be reported from rounding noise.
 """
 
 import dataclasses
@@ -52,8 +52,8 @@ def test_rows_of_very_different_sizes():
 
 
 def test_examples_without_an_error_do_not_count():
-    """Oracle: NumPy on the others. An example that is classified perfectly (or a dead unit's) has no
-    direction; as a 0 it would pull the mean down."""
+    """Oracle: NumPy on the others. An example that is classified perfectly (or a dead unit's) has
+    no direction; as a 0 it would pull the mean down."""
     delta, g = normal(0, (6, 5)), normal(1, (6, 5))
     delta[0], g[1], g[2] = 0, 0, FLOOR / 2
     found = align(jnp.array(delta), jnp.array(g))
@@ -90,13 +90,11 @@ def test_no_example_counts():
 @pytest.mark.parametrize(("stack", "batch"), [((), (3, 4)), ((2,), (6,)), ((2, 3), (4,))], ids=str)
 @pytest.mark.parametrize("features", [(5,), (2, 2, 3)], ids=str)
 def test_axes(stack, batch, features):
-    """Oracle: NumPy, layer by layer. Scanned stacks have layers in front; `[B, T, D]` has a token as
-    an example; a convolution's features are its whole map."""
+    """Oracle: NumPy, layer by layer. Scanned stacks have layers in front; `[B, T, D]` has a token
+    as an example; a convolution's features are its whole map."""
     shape = (*stack, *batch, *features)
     delta, g = normal(0, shape), normal(1, shape)
-    found = align(
-        jnp.array(delta), jnp.array(g), num_stack=len(stack), num_batch=len(batch)
-    )
+    found = align(jnp.array(delta), jnp.array(g), num_stack=len(stack), num_batch=len(batch))
     flat = (math.prod(stack), math.prod(batch), math.prod(features))
     expected = cosines(delta.reshape(flat), g.reshape(flat))
     assert found.mean.shape == stack
@@ -172,7 +170,8 @@ def test_sites_against_numpy(case):
 
 
 def test_weight_alignment_where_the_rule_defines_it(case):
-    """Oracle: NumPy's cosine of `W` and `B`; backpropagation and the shallow control define none."""
+    """Oracle: NumPy's cosine of `W` and `B`; backpropagation and the shallow control define
+    none."""
     params, feedback, found = measure(FeedbackAlignment(), case)
     kernel, B = params["readout"]["kernel"], feedback["readout"]
     expected = cosines(np.ravel(kernel), np.ravel(B))

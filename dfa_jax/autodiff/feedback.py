@@ -39,10 +39,11 @@ def project(error: Array, feedback: Array, num_stack: int = 0) -> Array:
 
 @jax.custom_vjp
 def collect(outputs: Array, activities: SiteArrays, feedback: SiteArrays) -> Array:
-    r"""Direct feedback alignment as one function: the identity, whose backward pass feeds every site.
+    r"""Direct feedback alignment as one function: the identity, whose backward feeds every site.
 
-    Forward `y`; backward, from the error `e = dL/dy`: `e` to the outputs and `e B_l` to activity `l`.
-    Cut the graph with `jax.lax.stop_gradient` behind each activity, and `jax.grad` does the rest.
+    Forward `y`; backward, from the error `e = dL/dy`: `e` to the outputs and `e B_l` to activity
+    `l`. Cut the graph with `jax.lax.stop_gradient` behind each activity, and `jax.grad` does the
+    rest.
 
     Args:
         outputs: `y`, `[*batch, d_y]`.
@@ -84,8 +85,8 @@ def swap_transpose(
     """A linear module's output; its input's gradient goes through `kernel` in place of its own.
 
     With `y = W x + b`, the parameters get their true gradient from `dL/dy`, and `x` gets
-    `B^T dL/dy`, where `B` is the same map (dense, convolution with its strides and padding, ...) with
-    the given kernel.
+    `B^T dL/dy`, where `B` is the same map (dense, convolution with its strides and padding, ...)
+    with the given kernel.
     """
     (x,) = args
     if not jnp.issubdtype(x.dtype, jnp.inexact):
@@ -117,7 +118,9 @@ def swap_transpose(
 def _same_map(module: nn.Module) -> Callable[[Array, Array], Array]:
     """The module's linear map as a function of kernel and input, without the bias."""
     kind: Any = next(base for base in type(module).__mro__ if base in LINEAR_MAPS)
-    names = [f.name for f in dataclasses.fields(kind) if f.init and f.name not in ("parent", "name")]
+    names = [
+        f.name for f in dataclasses.fields(kind) if f.init and f.name not in ("parent", "name")
+    ]
     options = {name: getattr(module, name) for name in names} | {"use_bias": False}
     plain = kind(**options, parent=None)
     return lambda kernel, x: plain.apply({"params": {"kernel": kernel}}, x)

@@ -5,8 +5,8 @@ receives, through a local VJP. `site_gradients` is that sentence as code; every 
 
 What is to be done at a submodule is an *order*: a small dict of arrays that rides in the parameter
 tree under the submodule's own path, so `nn.scan` slices it, `nn.remat` and `nn.jit` hand it on, and
-a trace that was cached without the order can never be taken for one with it. One interceptor carries
-the orders out; activities leave through the `intermediates` collection.
+a trace that was cached without the order can never be taken for one with it. One interceptor
+carries the orders out; activities leave through the `intermediates` collection.
 
 | order | at the site's value `h` |
 | --- | --- |
@@ -70,8 +70,9 @@ def site_gradients(
     `delta_l = dL/dh_l`.
 
     Args:
-        send: maps the error `[*batch, width]` at the tap and the activities `[*batch, *features]` by
-            site (a stacked site has its layer axes in front) to one error per site, like the activity.
+        send: maps the error `[*batch, width]` at the tap and the activities `[*batch, *features]`
+            by site (a stacked site has its layer axes in front) to one error per site, like the
+            activity.
         key: feeds dropout.
         error_tap: `"logits"` reads `e = dL/dy`; `"last_hidden"` reads `dL/dh` at the last site.
 
@@ -195,7 +196,7 @@ def apply_with_orders(
         outputs, variables = model.module.apply(
             {"params": params}, inputs, rngs=dropout_keys(key), mutable=["intermediates"]
         )
-    records = variables.get("intermediates", {})
+    records: Any = variables.get("intermediates", {})
     visited = {
         site: _read_record(records, site, place)
         for site, place in model.where.items()
@@ -333,7 +334,9 @@ def _like_activities(sent: SiteArrays, activities: SiteArrays) -> SiteArrays:
 
 
 def _instantiate(tangent: Any) -> Any:
-    return jnp.zeros(tangent.shape, tangent.dtype) if isinstance(tangent, SymbolicZero) else tangent
+    if isinstance(tangent, SymbolicZero):
+        return jnp.zeros(tangent.shape, str(tangent.dtype))
+    return tangent
 
 
 def _is_float(leaf: Any) -> bool:

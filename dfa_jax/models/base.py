@@ -115,7 +115,8 @@ def from_linen(module: nn.Module, sites: str | Sequence[str], inputs: Any) -> Mo
     variables = survey.run(inputs)
     if survey.overlooked(variables):
         survey = _Survey(module)
-        with jax.disable_jit():  # unrolls scans, so only where a cached nn.jit trace hid a submodule
+        # Unrolls scans, so only where a cached nn.jit trace hid a submodule.
+        with jax.disable_jit():
             variables = survey.run(inputs)
     if extra := sorted(set(variables) - {"params", "intermediates"}):
         raise errors.InputError(
@@ -240,7 +241,9 @@ class _Survey:
         return Site(path, place, stack)
 
 
-def _check_layer_axes(name: str, path: tuple[str, ...], stack: tuple[int, ...], params: Any) -> None:
+def _check_layer_axes(
+    name: str, path: tuple[str, ...], stack: tuple[int, ...], params: Any
+) -> None:
     """A loop around a site must be over layers: its parameters have the loop's axes in front."""
     for part in path:
         params = params.get(part, {})

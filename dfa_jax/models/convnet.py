@@ -7,7 +7,10 @@ from dfa_jax.models.mlp import ACTIVATIONS, Activation
 
 
 class ConvLayer(nn.Module):
-    """Convolution, nonlinearity, then 2x2 average pooling: `[batch, H, W, C]` to `[batch, H/2, W/2, channels]`."""
+    """Convolution, nonlinearity, then 2x2 average pooling.
+
+    `[batch, H, W, C]` to `[batch, H/2, W/2, channels]`.
+    """
 
     channels: int
     kernel_size: int
@@ -15,7 +18,9 @@ class ConvLayer(nn.Module):
     use_bias: bool = True
 
     @nn.compact
-    def __call__(self, x: Float[Array, "batch height width c_in"]) -> Float[Array, "batch h w c_out"]:
+    def __call__(
+        self, x: Float[Array, "batch height width c_in"]
+    ) -> Float[Array, "batch h w c_out"]:
         """The activity after pooling, where feedback enters a convolutional layer."""
         side = (self.kernel_size, self.kernel_size)
         a = nn.Conv(self.channels, side, use_bias=self.use_bias)(x)
@@ -23,7 +28,7 @@ class ConvLayer(nn.Module):
 
 
 class ConvNet(nn.Module):
-    """Convolutional layers `layer_0`, `layer_1`, ... and a linear `readout` of the flattened last one.
+    """Convolutional layers `layer_0`, `layer_1`, ... and a linear `readout` of the last one.
 
     Attributes:
         channels: channels of each layer; each halves both sides of the image.
@@ -40,7 +45,9 @@ class ConvNet(nn.Module):
     use_bias: bool = True
 
     @nn.compact
-    def __call__(self, images: Float[Array, "batch height width c_in"]) -> Float[Array, "batch classes"]:
+    def __call__(
+        self, images: Float[Array, "batch height width c_in"]
+    ) -> Float[Array, "batch classes"]:
         """Returns the logits."""
         h = images
         for i, channels in enumerate(self.channels):

@@ -45,7 +45,7 @@ class MLP(nn.Module):
     use_bias: bool = True
 
     @nn.compact
-    def __call__(self, inputs: Float[Array, "batch *features"]) -> Float[Array, "batch classes"]:
+    def __call__(self, inputs: Float[Array, "batch ..."]) -> Float[Array, "batch classes"]:
         """Flattens each example; returns the logits."""
         h = inputs.reshape(inputs.shape[0], -1)
         for i, width in enumerate(self.widths):

@@ -40,7 +40,7 @@ class LearningRule(abc.ABC):
     def init(
         self, key: PRNGKey, model: Model, params: Params, batch: Batch
     ) -> tuple[Params, RuleState]:
-        """Parameters (with those that the rule adds) and the rule's state; abstract arrays will do."""
+        """Parameters (with those that the rule adds) and its state; abstract arrays will do."""
         del key, model, batch  # this rule carries nothing
         return params, ()
 
@@ -160,7 +160,9 @@ class ChainRule(LearningRule):
 def kernels(model: Model, params: Params) -> dict[str, Any]:
     """The kernels of all linear maps by name, in forward order; abstract if the parameters are."""
     maps = model.linear_maps
-    return {name: tree.get(params, (*linear_map.path, "kernel")) for name, linear_map in maps.items()}
+    return {
+        name: tree.get(params, (*linear_map.path, "kernel")) for name, linear_map in maps.items()
+    }
 
 
 def chain_alignment(

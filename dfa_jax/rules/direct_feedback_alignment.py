@@ -28,19 +28,19 @@ class DirectFeedbackAlignment(SiteRule):
     Attributes:
         feedback_distribution: entries of `B_l` before scaling: `gaussian` N(0, 1) or `uniform` on
             [-1, 1).
-        feedback_scaling: divides `B_l` by the root of the site's width (`site_width`), of the error's
-            (`error_width`), or by nothing (`none`).
+        feedback_scaling: divides `B_l` by the root of the site's width (`site_width`), of the
+            error's (`error_width`), or by nothing (`none`).
         feedback_scale: multiplies `B_l`.
-        feedback_sharing: `per_site`, or `shared`: one wide matrix whose first columns serve narrower
-            sites (scaled by the widest), as in Launay et al. (2020).
-        error_tap: where `e` is read: `logits`, or `last_hidden`, the input of what lies above the last
-            site; then the feedback does not grow with the number of classes.
+        feedback_sharing: `per_site`, or `shared`: one wide matrix whose first columns serve
+            narrower sites (scaled by the widest), as in Launay et al. (2020).
+        error_tap: where `e` is read: `logits`, or `last_hidden`, the input of what lies above the
+            last site; then the feedback does not grow with the number of classes.
         error_encoding: `c(e)`: `full` e, its `sign`, or `ternary`: the sign where an example's
             |e| exceeds `ternary_threshold`, else 0.
         ternary_threshold: in units of the loss per output, before the mean over examples.
 
-    Sources: Nøkland (2016), arXiv 1609.01596; shared feedback and the last-hidden tap: Launay et al.
-    (2020), arXiv 2006.12878.
+    Sources: Nøkland (2016), arXiv 1609.01596; shared feedback and the last-hidden tap: Launay et
+    al. (2020), arXiv 2006.12878.
     """
 
     feedback_distribution: draw.Distribution = "gaussian"
@@ -91,10 +91,10 @@ class DirectFeedbackAlignment(SiteRule):
         return signs / num_examples
 
     def weight_alignment(self, model, params, rule_state) -> dict[str, Float[Array, ""]]:
-        """`cos(W_l, B_{l-1}^T B_l)` by linear map above the first, and `cos(W_L, B_{L-1}^T)` on top.
+        """`cos(W_l, B_{l-1}^T B_l)` by linear map above the first; `cos(W_L, B_{L-1}^T)` on top.
 
-        Defined where the linear maps are a chain with a site behind each but the last and the error is
-        read at the logits; empty otherwise. Source: Refinetti et al. (2021), arXiv 2011.12428.
+        Defined where the linear maps are a chain with a site behind each but the last and the error
+        is read at the logits; empty otherwise. Source: Refinetti et al. (2021), arXiv 2011.12428.
         """
         above_first = list(kernels(model, params).items())[1:]
         if len(above_first) != len(model.sites) or not all(
@@ -115,7 +115,7 @@ class DirectFeedbackAlignment(SiteRule):
         }
 
     def _feeds(self, rule_state: RuleState, site: str, kernel: Array) -> bool:
-        """Whether this dense kernel takes the site's features as its input and the error is read at the logits."""
+        """Whether this dense kernel takes the features of the site and the tap is at the logits."""
         if self.error_tap != "logits" or kernel.ndim != 2:
             return False
         if "shared" in rule_state:

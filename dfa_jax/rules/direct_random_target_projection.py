@@ -13,7 +13,7 @@ from dfa_jax.types import Params, RuleState, SiteArrays
 
 @dataclasses.dataclass(frozen=True)
 class DirectRandomTargetProjection(SiteRule):
-    r"""The one-hot target, in place of the error, goes to every site: no site waits for the outputs.
+    r"""The one-hot target, not the error, goes to every site: no site waits for the outputs.
 
         delta_l = onehot(target) B_l / N,    N examples
 

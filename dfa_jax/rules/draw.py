@@ -63,7 +63,9 @@ def direct_feedback(
     shapes, error_width = site_shapes(model, params, batch, error_tap)
 
     def factor(width: int) -> float:
-        return scale / math.sqrt({"site_width": width, "error_width": error_width, "none": 1}[scaling])
+        return scale / math.sqrt(
+            {"site_width": width, "error_width": error_width, "none": 1}[scaling]
+        )
 
     if sharing == "shared":
         width = max(shape.width for shape in shapes.values())

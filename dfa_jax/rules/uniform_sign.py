@@ -30,6 +30,6 @@ class UniformSign(ChainRule):
         """Follows the weights' signs at every step."""
         del key, rule_state  # nothing is drawn
         return {
-            name: jnp.sign(kernel) * (self.feedback_scale * model.linear_maps[name].fan_in**-0.5)
+            name: jnp.sign(kernel) * (self.feedback_scale * model.linear_maps[name].fan_in ** -0.5)
             for name, kernel in kernels(model, params).items()
         }

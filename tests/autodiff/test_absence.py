@@ -74,9 +74,9 @@ def products(rule, case):
     """Shapes of both operands of every matrix product in a rule's step, before XLA removes any."""
     params, state = helpers.started(rule, case)
     lowered = jax.jit(
-        lambda params, state, batch: rule.estimate(
-            jax.random.key(0), case.model, helpers.LOSS, params, state, batch
-        ).grads
+        lambda params, state, batch: (
+            rule.estimate(jax.random.key(0), case.model, helpers.LOSS, params, state, batch).grads
+        )
     ).lower(params, state, case.batch)
     return re.findall(
         r"stablehlo.dot_general.*?: \(tensor<(\d+x\d+)xf32>, tensor<(\d+x\d+)xf32>\)",
@@ -179,15 +179,15 @@ def test_nothing_leaks_across_a_site_of_a_third_party_module():
     @jax.jit
     def gradients(params):
         send = lambda error, activities: drawn  # noqa: E731
-        return autodiff.site_gradients(
-            case.model, helpers.LOSS, params, case.batch, send
-        ).grads
+        return autodiff.site_gradients(case.model, helpers.LOSS, params, case.batch, send).grads
 
     before = gradients(case.params)
     order = ["Dense_0", "TheirBlock_0", "TheirBlock_1", "TheirBlock_2", "LayerNorm_0", "Dense_1"]
     assert set(order) == set(case.params)
     for i in range(1, len(order)):
-        above = {name: jax.tree.map(lambda w: 1.5 * w + 0.3, case.params[name]) for name in order[i:]}
+        above = {
+            name: jax.tree.map(lambda w: 1.5 * w + 0.3, case.params[name]) for name in order[i:]
+        }
         after = gradients(case.params | above)
         for name in order[:i]:
             if name in case.model.sites:

@@ -96,9 +96,7 @@ def test_collector_casts_errors_to_each_activity():
     h = jnp.ones((4, 6), jnp.bfloat16)
     e = helpers.normals(jnp.zeros((4, 3)), 0)
     B = helpers.normals(jnp.zeros((3, 6)), 1)
-    y, pull = jax.vjp(
-        lambda h: collect(jnp.zeros((4, 3), jnp.bfloat16), {"h": h}, {"h": B}), h
-    )
+    y, pull = jax.vjp(lambda h: collect(jnp.zeros((4, 3), jnp.bfloat16), {"h": h}, {"h": B}), h)
     (delta,) = pull(e.astype(y.dtype))
     assert delta.dtype == jnp.bfloat16
     exact = np.asarray(e.astype(jnp.bfloat16), float) @ np.asarray(B, float)

@@ -158,7 +158,9 @@ def test_errors_of_another_shape_are_refused():
     """Documented contract: an error that would broadcast is an error in the code of a rule."""
     case = helpers.mlp()
     for wrong in ({}, {"layer_0": jnp.ones((16, 7)), "layer_1": jnp.ones((1, 6))}):
-        with pytest.raises(SiteError, match=r"site 'layer_[01]' needs an error of shape \(16, [67]\)"):
+        with pytest.raises(
+            SiteError, match=r"site 'layer_[01]' needs an error of shape \(16, [67]\)"
+        ):
             autodiff.site_gradients(
                 case.model, LOSS, case.params, case.batch, lambda e, h, wrong=wrong: wrong
             )

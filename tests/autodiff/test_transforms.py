@@ -38,7 +38,9 @@ def test_scan_over_layers_equals_the_unrolled_model(x64, name):
 
 
 @pytest.mark.parametrize("form", ["jit", "remat", "scan_remat"])
-@pytest.mark.parametrize("rule", [DirectFeedbackAlignment(), FeedbackAlignment()], ids=["dfa", "fa"])
+@pytest.mark.parametrize(
+    "rule", [DirectFeedbackAlignment(), FeedbackAlignment()], ids=["dfa", "fa"]
+)
 def test_lifted_layers_equal_the_unrolled_model(x64, form, rule):
     """Exact equivalence: `nn.jit`, `nn.remat`, and a scan of remat change no gradient."""
     sites = ["embed", "layers"] if "scan" in form else UNROLLED_SITES
@@ -101,7 +103,9 @@ def fresh_jitted():
     return Net()
 
 
-@pytest.mark.parametrize("rule", [DirectFeedbackAlignment(), FeedbackAlignment()], ids=["dfa", "fa"])
+@pytest.mark.parametrize(
+    "rule", [DirectFeedbackAlignment(), FeedbackAlignment()], ids=["dfa", "fa"]
+)
 def test_traces_cached_under_backprop_are_not_taken_for_cut_ones(rule):
     """Exact equivalence: plain BP first, so that `nn.jit` holds a trace of each layer without sites.
 
@@ -147,9 +151,7 @@ def test_traces_cached_under_another_site_set_are_not_reused():
             jax.random.key(3), case.model, helpers.LOSS, case.params, state, batch
         )
         helpers.assert_close(found.grads, expected, 1e-5)
-        helpers.assert_close(
-            helpers.estimate(rule, case, case.params, state).grads, expected, 1e-5
-        )
+        helpers.assert_close(helpers.estimate(rule, case, case.params, state).grads, expected, 1e-5)
 
 
 class Ensemble(nn.Module):
@@ -173,7 +175,9 @@ class Ensemble(nn.Module):
         return nn.Dense(3, name="readout")(h.mean(0))
 
 
-@pytest.mark.parametrize("rule", [DirectFeedbackAlignment(), FeedbackAlignment()], ids=["dfa", "fa"])
+@pytest.mark.parametrize(
+    "rule", [DirectFeedbackAlignment(), FeedbackAlignment()], ids=["dfa", "fa"]
+)
 def test_vmapped_members_equal_separate_ones(x64, rule):
     """Exact equivalence: an ensemble under `nn.vmap` has a site, and a matrix, for each member."""
     lifted = helpers.made(Ensemble(True), "layers", helpers.images())
@@ -185,7 +189,9 @@ def test_vmapped_members_equal_separate_ones(x64, rule):
     helpers.assert_close(helpers.unstacked(found), expected, 1e-11)
 
 
-@pytest.mark.parametrize("rule", [DirectFeedbackAlignment(), FeedbackAlignment()], ids=["dfa", "fa"])
+@pytest.mark.parametrize(
+    "rule", [DirectFeedbackAlignment(), FeedbackAlignment()], ids=["dfa", "fa"]
+)
 def test_vmap_over_seeds_equals_a_loop(x64, rule):
     """Exact equivalence: five seeds at once under `jax.vmap` are the five runs of a loop."""
     case = helpers.scanned()

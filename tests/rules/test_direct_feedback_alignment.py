@@ -197,6 +197,4 @@ def test_backprop_is_the_limit_that_dfa_is_compared_with(x64):
     x, labels = case.batch
     kernels = [kernel for kernel, _ in reference.layers(case.params)]
     expected = reference.chain(case.params, kernels, x, labels, "tanh")
-    helpers.assert_close(
-        helpers.estimate(Backprop(), case, case.params, ()).grads, expected, 1e-12
-    )
+    helpers.assert_close(helpers.estimate(Backprop(), case, case.params, ()).grads, expected, 1e-12)

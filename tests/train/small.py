@@ -11,8 +11,7 @@ from dfa_jax.data import ImageData
 from dfa_jax.models import MLP, from_linen
 from dfa_jax.optim import Optimizer
 from dfa_jax.rules import RULES
-from dfa_jax.train import TrainConfig, TrainState
-from dfa_jax.train import loop, sharding
+from dfa_jax.train import TrainConfig, TrainState, loop, sharding
 from dfa_jax.types import Batch
 
 DIGITS = ImageData(num_train=64, num_test=24)

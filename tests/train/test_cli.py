@@ -115,18 +115,23 @@ def test_no_options_no_change():
 
 
 def test_switching_a_part_brings_its_options():
-    """--rule and --model may stand anywhere; the new part's options are known, the old one's are not."""
+    """--rule and --model may stand anywhere; the new part's options are known, the old one's are
+    not."""
     found = parse_config(
         STARTS["backprop"],
-        ["--rule.feedback-scale", "2", "--model.channels", "4", "--rule"]
-        + ["direct_feedback_alignment", "--model", "convnet", "--sites", "layer_0"],
+        [
+            *("--rule.feedback-scale", "2", "--model.channels", "4"),
+            *("--rule", "direct_feedback_alignment", "--model", "convnet", "--sites", "layer_0"),
+        ],
     )
     assert found.rule == DirectFeedbackAlignment(feedback_scale=2.0)
     assert found.model == ConvNet(channels=(4,))
     assert found.sites == ("layer_0",)
-    with pytest.raises(InputError, match="unknown option '--model.widths'"):
+    with pytest.raises(InputError, match=r"unknown option '--model\.widths'"):
         parse_config(STARTS["mlp"], ["--model", "convnet", "--model.widths", "3"])
-    assert parse_config(STARTS["direct_feedback_alignment"], ["--rule", "shallow"]).rule == Shallow()
+    assert (
+        parse_config(STARTS["direct_feedback_alignment"], ["--rule", "shallow"]).rule == Shallow()
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """A run directory is never overwritten, resumed or mistaken for one unasked.
 
-Oracle: the contract in `RunDirectory`. Hours of training are lost by one wrong answer here, so every
-refusal is checked to have changed nothing.
+Oracle: the contract in `RunDirectory`. Hours of training are lost by one wrong answer here, so
+every refusal is checked to have changed nothing.
 """
 
 import dataclasses
@@ -54,8 +54,13 @@ def run(tmp_path):
 
 
 def test_new_and_empty_folders_are_taken(tmp_path):
-    """Under every flag but both: --resume on a fresh folder starts, so a job script needs no test."""
-    for name, flags in {"plain": {}, "again": {"resume": True}, "over": {"overwrite": True}}.items():
+    """Under every flag but both: --resume on a fresh folder starts, so a job script needs no
+    test."""
+    for name, flags in {
+        "plain": {},
+        "again": {"resume": True},
+        "over": {"overwrite": True},
+    }.items():
         (tmp_path / "deep" / name).mkdir(parents=True)
         claim(tmp_path / "deep" / name, **flags)
         claim(tmp_path / "deeper" / name / "new", **flags)
@@ -122,7 +127,9 @@ def test_data_may_move(run):
     claim(run, dataclasses.replace(CONFIG, data=elsewhere), resume=True)
 
 
-@pytest.mark.parametrize("text", [b'{"rule": ', b"", b"\xff\xfe\x00"], ids=["cut", "empty", "binary"])
+@pytest.mark.parametrize(
+    "text", [b'{"rule": ', b"", b"\xff\xfe\x00"], ids=["cut", "empty", "binary"]
+)
 def test_damaged_configuration(run, text):
     """Refused by name when resuming; --overwrite is the remedy that it names, and works."""
     (run / "config.json").write_bytes(text)

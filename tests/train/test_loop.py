@@ -34,8 +34,8 @@ def test_seed_is_all_that_chance_depends_on(result):
 
 
 def test_seeds_differ_in_everything_they_should(result):
-    """Oracle: absence of equality. Seeds are the sample of every interval that is reported: parameters
-    and feedback must differ between them."""
+    """Oracle: absence of equality. Seeds are the sample of every interval that is reported:
+    parameters and feedback must differ between them."""
     other = fit(small.config(RULE, seed=1), progress=False)
     assert not np.array_equal(other.state.rule_state["layer_0"], result.state.rule_state["layer_0"])
     kernels = [r.state.params["readout"]["kernel"] for r in (other, result)]
@@ -67,8 +67,8 @@ def test_curve_against_numpy(result):
 
 
 def test_steps_take_the_examples_that_the_source_names(result):
-    """Oracle: all twelve steps in one dispatch, on the rows of `EpochShuffle`. An order that is off by
-    one would train on other batches after every evaluation."""
+    """Oracle: all twelve steps in one dispatch, on the rows of `EpochShuffle`. An order that is off
+    by one would train on other batches after every evaluation."""
     program = small.program(small.config(RULE), sharding.make_mesh())
     rows = np.zeros((loop.STEPS_PER_DISPATCH, 16), np.int32)
     rows[:12] = EpochShuffle(64, 16, seed=0).indices(0, 12)
@@ -93,12 +93,15 @@ def test_evaluate_is_the_mean_over_every_example(number):
 
 @pytest.mark.parametrize(
     ("eval_every", "where"),
-    [(1.0, "the loss is (nan|inf) between steps 0 and 4"), (0.25, "the test loss is .* after step 1")],
+    [
+        (1.0, "the loss is (nan|inf) between steps 0 and 4"),
+        (0.25, "the test loss is .* after step 1"),
+    ],
     ids=["while training", "in the last step before an evaluation"],
 )
 def test_divergence_stops_the_run_before_it_is_recorded(tmp_path, eval_every, where):
-    """Oracle: absence. A NaN in a curve is no JSON, and a checkpoint of NaNs would replace one that is
-    worth resuming; the message says where it happened and what to change."""
+    """Oracle: absence. A NaN in a curve is no JSON, and a checkpoint of NaNs would replace one that
+    is worth resuming; the message says where it happened and what to change."""
     diverging = Optimizer("sgd", learning_rate=1e38)
     config = small.config("shallow", optimizer=diverging, eval_every=eval_every)
     with pytest.raises(InputError, match=f"{where}.*learning-rate") as caught:
@@ -112,12 +115,10 @@ def trained(rule, on, num_steps=6):
     """State and totals after a few steps of plain gradient descent on a mesh."""
     optimizer = Optimizer("sgd", learning_rate=0.1, momentum=0.9, weight_decay=0.01)
     config = small.config(rule, optimizer=optimizer)
-    state = small.state(small.program(config, small.mesh()))  # drawn once; `test_step` draws on meshes
+    state = small.state(small.program(config, small.mesh()))
     program = small.program(config, on)
     state = jax.device_put(state, sharding.state_shardings(on, state))
-    return loop.run_steps(
-        state, small.data(on), small.order(num_steps), num_steps, program=program
-    )
+    return loop.run_steps(state, small.data(on), small.order(num_steps), num_steps, program=program)
 
 
 @pytest.fixture(scope="module")
@@ -144,9 +145,9 @@ def test_mesh_does_not_matter(on_one_device, rule, data, model):
 
 def test_batch_that_does_not_divide_is_refused():
     """Oracle: the contract. The message has both numbers and a batch size that works."""
-    with pytest.raises(InputError, match="batch_size 12 .* 8 devices .* use 16"):
+    with pytest.raises(InputError, match=r"batch_size 12 .* 8 devices .* use 16"):
         fit(small.config(batch_size=12), progress=False)
-    with pytest.raises(InputError, match="batch_size 5 .* 4 devices .* use 4"):
+    with pytest.raises(InputError, match=r"batch_size 5 .* 4 devices .* use 4"):
         sharding.make_mesh(model_axis=2, batch_size=5)
     with pytest.raises(InputError, match="model_axis is 3, which does not divide the 8 devices"):
         fit(small.config(model_axis=3), progress=False)
@@ -154,7 +155,8 @@ def test_batch_that_does_not_divide_is_refused():
 
 
 def test_odd_widths_stay_whole():
-    """Oracle: the shapes. A readout of 10 classes on a model axis of 4 cannot be split, and trains."""
+    """Oracle: the shapes. A readout of 10 classes on a model axis of 4 cannot be split, and
+    trains."""
     state = {"kernel": jnp.zeros((16, 10)), "bias": jnp.zeros(10), "wide": jnp.zeros((2, 16, 8))}
     found = sharding.state_shardings(small.mesh(2, 4), state)
     assert found["kernel"].is_fully_replicated
@@ -163,7 +165,8 @@ def test_odd_widths_stay_whole():
 
 
 def test_progress_bar_shows_what_was_promised(capsys):
-    """Oracle: the issue. Loss, accuracy, steps/s and time left, on standard error, and only there."""
+    """Oracle: the issue. Loss, accuracy, steps/s and time left, on standard error, and only
+    there."""
     fit(small.config(RULE))
     captured = capsys.readouterr()
     assert captured.out == ""
@@ -186,8 +189,8 @@ def test_long_dispatches_are_split(monkeypatch, result):
 
 
 def test_data_is_given_to_the_devices_once():
-    """Oracle: absence, through JAX's transfer guard. Copying examples to the device every dispatch is
-    what makes small networks slow."""
+    """Oracle: absence, through JAX's transfer guard. Copying examples to the device every dispatch
+    is what makes small networks slow."""
     program = small.program(small.config(RULE), sharding.make_mesh())
     state, data = small.state(program), small.data(program.mesh)
     rows, number = small.order(loop.STEPS_PER_DISPATCH), 4
@@ -200,8 +203,8 @@ def test_data_is_given_to_the_devices_once():
 
 
 def test_every_rule_is_a_configuration():
-    """Oracle: the registry. Frozen, hashable and equal to its like: what a jitted program and a record
-    both need."""
+    """Oracle: the registry. Frozen, hashable and equal to its like: what a jitted program and a
+    record both need."""
     for kind in RULES.values():
         assert hash(small.config(rule_name(kind))) == hash(small.config(rule_name(kind)))
         assert dataclasses.replace(kind()) == kind()

@@ -55,21 +55,21 @@ def test_damaged_line_is_refused_with_its_number(tmp_path, record, damaged):
     with path.open("a") as file:
         file.write(damaged + "\n")
     records.append(path, record)
-    with pytest.raises(InputError, match="records.jsonl, line 2 is not a run record") as caught:
+    with pytest.raises(InputError, match=r"records\.jsonl, line 2 is not a run record") as caught:
         records.read_runs(path)
     assert len(str(caught.value).splitlines()) == 1
 
 
 def test_strict_json(record):
-    """Oracle: RFC 8259, which has no NaN. Other programs must be able to read a record, and a number
-    that could not be measured is absent rather than 0 or NaN."""
+    """Oracle: RFC 8259, which has no NaN. Other programs must be able to read a record, and a
+    number that could not be measured is absent rather than 0 or NaN."""
     text = json.dumps(dataclasses.asdict(record), allow_nan=False)
     assert json.loads(text)["curve"][0]["metrics"]["gradient_alignment/layer_0"]
 
 
 def test_what_cannot_be_measured_is_absent():
-    """Oracle: the shallow control sends no error, so there is no angle to report; its curve must not
-    claim one (a cosine of 0 would be read as 'orthogonal')."""
+    """Oracle: the shallow control sends no error, so there is no angle to report; its curve must
+    not claim one (a cosine of 0 would be read as 'orthogonal')."""
     config = small.config("shallow", alignment_examples=16, num_epochs=1)
     record = fit(config, progress=False).record
     json.dumps(dataclasses.asdict(record), allow_nan=False)
@@ -92,7 +92,9 @@ def test_commit_of_the_checkout(tmp_path, monkeypatch):
 
     def git(*words):
         plain = ("-c", "user.name=t", "-c", "user.email=t@t", "-c", "commit.gpgsign=false")
-        done = run(["git", *plain, *words], cwd=tmp_path, check=True, capture_output=True, text=True)
+        done = run(
+            ["git", *plain, *words], cwd=tmp_path, check=True, capture_output=True, text=True
+        )
         return done.stdout.strip()
 
     module = tmp_path / "dfa_jax" / "train" / "records.py"

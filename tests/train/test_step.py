@@ -12,7 +12,7 @@ from dfa_jax import losses
 from dfa_jax.data import ImageData
 from dfa_jax.models import MLP, from_linen
 from dfa_jax.optim import Optimizer
-from dfa_jax.rules import RULES, Backprop
+from dfa_jax.rules import RULES, Backprop, GradEstimate, Shallow
 from dfa_jax.train import init_state, loop, train_step
 from dfa_jax.types import Batch
 from tests import helpers
@@ -44,7 +44,11 @@ def test_equals_a_hand_written_loop():
     module. Everything else in the trainer is built on this function."""
     batches = [helpers.images(key, 12, (5,), 3) for key in range(5)]
     module, tx = MLP((6,), 3), optax.sgd(0.1, momentum=0.9)
-    parts = {"model": from_linen(module, "layer_0", batches[0].inputs), "rule": Backprop(), "tx": tx}
+    parts = {
+        "model": from_linen(module, "layer_0", batches[0].inputs),
+        "rule": Backprop(),
+        "tx": tx,
+    }
 
     def objective(params, batch):
         logits = module.apply({"params": params}, batch.inputs)
@@ -61,7 +65,9 @@ def test_equals_a_hand_written_loop():
     def step(state, batch):
         return train_step(state, batch, loss_fn=helpers.LOSS, **parts)
 
-    state = jax.jit(lambda key, batch: init_state(key, batch, **parts))(jax.random.key(0), batches[0])
+    state = jax.jit(lambda key, batch: init_state(key, batch, **parts))(
+        jax.random.key(0), batches[0]
+    )
     params, opt_state = state.params, tx.init(state.params)
     for batch in batches:
         params, opt_state, loss, logits = by_hand(params, opt_state, batch)
@@ -95,7 +101,9 @@ def test_rules_of_one_seed_start_from_the_same_network():
     @jax.jit
     def start(key):
         parts = {"model": model, "tx": optax.sgd(0.1)}
-        states = {name: init_state(key, batch, rule=kind(), **parts) for name, kind in RULES.items()}
+        states = {
+            name: init_state(key, batch, rule=kind(), **parts) for name, kind in RULES.items()
+        }
         return {name: state.params for name, state in states.items()}
 
     def without_feedback(params):
@@ -126,9 +134,9 @@ def run(program, chunks, order):
 
 
 def test_run_steps_is_that_many_train_steps(program):
-    """Oracle: `train_step` called once a step, traced once (a step that is traced anew every time is a
-    hundred times slower, and no result shows it). The loop inside the dispatch may fuse differently,
-    hence 1e-6 and not bits."""
+    """Oracle: `train_step` called once a step, traced once (a step that is traced anew every time
+    is a hundred times slower, and no result shows it). The loop inside the dispatch may fuse
+    differently, hence 1e-6 and not bits."""
     order, data, traces = small.order(5), small.data(program.mesh), []
 
     def loss_fn(outputs, targets):
@@ -173,6 +181,32 @@ def test_rows_beyond_the_last_step_are_never_used(program):
     helpers.assert_identical(one, other)
     assert one_totals == other_totals
     assert int(one.step) == 3
+
+
+@dataclasses.dataclass(frozen=True)
+class KeyNoted(Shallow):
+    """A rule whose state is the key that it was given last."""
+
+    def estimate(self, key, model, loss_fn, params, rule_state, batch):
+        """No gradient, no loss."""
+        grads = jax.tree.map(jnp.zeros_like, params)
+        outputs = jnp.zeros((batch.targets.size, 3))
+        return GradEstimate(jnp.zeros(()), outputs, grads, jax.random.key_data(key))
+
+
+def test_every_step_has_a_key_of_its_own():
+    """Oracle: the contract, `fold_in(key, t)` at step t. One key for all steps would freeze the
+    noise of every rule that draws; a key that is split and carried would depend on where a run was
+    resumed."""
+    batch = helpers.images(0, 4, (5,), 3)
+    model = from_linen(MLP((6,), 3), "layer_0", batch.inputs)
+    parts = {"model": model, "rule": KeyNoted(), "tx": optax.sgd(0.1)}
+    state = jax.jit(lambda key: init_state(key, batch, **parts))(jax.random.key(0))
+    run_key = state.key
+    for t in range(3):
+        state, _ = train_step(state, batch, loss_fn=helpers.LOSS, **parts)
+        expected = jax.random.key_data(jax.random.fold_in(run_key, t))
+        np.testing.assert_array_equal(state.rule_state, expected)
 
 
 def test_state_is_drawn_where_it_stays():

@@ -1,0 +1,195 @@
+"""One table for every registered rule: what an estimate is, on three models.
+
+A new rule joins by its line in `dfa_jax.rules.RULES`; nothing here knows a rule by name.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from dfa_jax.rules import RULES, SiteRule
+from tests import helpers
+from tests.helpers import LOSS
+
+CASES = {"mlp": helpers.mlp, "convnet": helpers.convnet, "scanned": helpers.scanned}
+
+every_rule = pytest.mark.parametrize("name", list(RULES))
+every_case = pytest.mark.parametrize("kind", list(CASES))
+
+
+class Prepared:
+    """A rule started on a model, and its compiled estimate, which counts its own traces."""
+
+    def __init__(self, name, kind):
+        self.rule, self.case, self.num_traces = RULES[name](), CASES[kind](), 0
+        key = jax.random.key(0)
+        self.params, self.state = self.rule.init(key, *self.case)
+        self.run = jax.jit(self.trace)
+
+    def trace(self, key, params, state, batch):
+        self.num_traces += 1
+        return self.rule.estimate(key, self.case.model, LOSS, params, state, batch)
+
+    def __call__(self, seed=0, params=None, state=None):
+        params = self.params if params is None else params
+        state = self.state if state is None else state
+        return self.run(jax.random.key(seed), params, state, self.case.batch)
+
+
+prepared = functools.cache(Prepared)
+
+
+@every_rule
+@every_case
+def test_value_is_the_plain_mean_loss(name, kind):
+    """Independent implementation: the module's own `apply` and the mean of the loss.
+
+    Rules differ in gradients only; a loss of another forward pass could not be compared.
+    """
+    case, found = prepared(name, kind).case, prepared(name, kind)()
+    outputs = case.model.module.apply({"params": prepared(name, kind).params}, case.batch.inputs)
+    np.testing.assert_allclose(found.outputs, outputs, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(found.loss, LOSS(outputs, case.batch.targets).mean(), rtol=1e-5)
+    assert found.loss.shape == ()
+
+
+@every_rule
+@every_case
+def test_gradients_and_state_keep_their_trees(name, kind):
+    """Invariant: gradients are like parameters, and the next state like this one: tree, shape, type.
+
+    An optimiser, a checkpoint and a scan over steps all rest on it.
+    """
+    found = prepared(name, kind)()
+    assert helpers.shapes(found.grads) == helpers.shapes(prepared(name, kind).params)
+    assert helpers.shapes(found.rule_state) == helpers.shapes(prepared(name, kind).state)
+    for leaf in jax.tree.leaves(found.grads):
+        assert bool(jnp.isfinite(leaf).all())
+
+
+@every_rule
+@every_case
+def test_estimates_are_pure_and_traced_once(name, kind):
+    """Invariant: two calls are bit-identical, and other values of the same shapes need no new trace."""
+    subject = prepared(name, kind)
+    helpers.assert_identical(subject(), subject())
+    moved = jax.tree.map(lambda leaf: 1.5 * leaf, subject.params)
+    subject(1, moved, subject().rule_state)
+    assert subject.num_traces == 1
+
+
+@every_rule
+def test_start_is_a_function_of_its_key(name):
+    """Invariant: the same key starts the same parameters and state; the rule keeps the model's own."""
+    subject = prepared(name, "mlp")
+    again = subject.rule.init(jax.random.key(0), *subject.case)
+    helpers.assert_identical(again, (subject.params, subject.state))
+    kept = jax.tree.leaves_with_path(subject.case.params)
+    added = dict(jax.tree.leaves_with_path(subject.params))
+    for path, leaf in kept:
+        np.testing.assert_array_equal(added[path], leaf)
+
+
+@every_rule
+def test_the_key_matters_for_rules_that_draw_only(name):
+    """Invariant: a deterministic rule ignores the key; a drawing one gets other gradients from it.
+
+    Whether a rule draws is seen in its errors, which leave out everything else.
+    """
+    subject = prepared(name, "mlp")
+    errors = jax.jit(
+        lambda key: subject.rule.errors(
+            key, subject.case.model, LOSS, subject.params, subject.state, subject.case.batch
+        )
+    )
+
+    def same(one, other):
+        pairs = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
+        return all(np.array_equal(a, b) for a, b in pairs)
+
+    draws = not same(errors(jax.random.key(0)), errors(jax.random.key(1)))
+    assert same(subject(0).grads, subject(1).grads) == (not draws)
+    assert same(subject(0).outputs, subject(1).outputs)
+
+
+@every_rule
+@pytest.mark.parametrize("kind", ["mlp", "scanned"])
+def test_eight_devices_equal_one(name, kind):
+    """Exact equivalence: batch sharded over a mesh of 8, parameters and state replicated, to 1e-6.
+
+    Noise or feedback drawn per device would make a result depend on the machine.
+    """
+    subject = prepared(name, kind)
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    whole, split = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), ("data",)))
+    params, state = jax.device_put((subject.params, subject.state), whole)
+    batch = jax.device_put(subject.case.batch, split)
+    assert len(batch.inputs.sharding.device_set) == 8
+    found = subject.run(jax.random.key(0), params, state, batch)
+    subject.num_traces -= 1  # this one was for another sharding
+    helpers.assert_close(found.grads, subject().grads, 1e-6)
+    helpers.assert_close(found.loss, subject().loss, 1e-6)
+
+
+@every_rule
+@every_case
+def test_abstract_parameters_will_do(name, kind):
+    """Documented contract: `init` and `estimate` run on shapes, so a state can be sharded before it exists."""
+    subject = prepared(name, kind)
+    key = jax.random.key(0)
+    like = jax.eval_shape(lambda: (subject.case.params, subject.case.batch))
+    params, state = jax.eval_shape(
+        lambda params, batch: subject.rule.init(key, subject.case.model, params, batch), *like
+    )
+    assert helpers.shapes((params, state)) == helpers.shapes((subject.params, subject.state))
+    direct = subject.rule.init(key, subject.case.model, *like)  # without a trace around it
+    assert helpers.shapes(direct) == helpers.shapes((subject.params, subject.state))
+    found = jax.eval_shape(
+        lambda params, state, batch: subject.rule.estimate(
+            key, subject.case.model, LOSS, params, state, batch
+        ),
+        params,
+        state,
+        like[1],
+    )
+    assert helpers.shapes(found.grads) == helpers.shapes(params)
+
+
+@every_rule
+@every_case
+def test_errors_are_like_activities(name, kind):
+    """Invariant: one error per site, with the activity's shape, in the model's own names."""
+    subject = prepared(name, kind)
+    model, batch = subject.case.model, subject.case.batch
+    errors, activities = jax.eval_shape(
+        lambda params, state: (
+            subject.rule.errors(jax.random.key(0), model, LOSS, params, state, batch),
+            helpers.activities(model, params, batch.inputs),
+        ),
+        subject.params,
+        subject.state,
+    )
+    assert set(errors) == set(model.sites)
+    assert helpers.shapes(errors) == helpers.shapes(activities)
+
+
+@every_rule
+def test_rules_are_values(name):
+    """Invariant: two rules of equal options are equal and hash alike, so a configuration is a rule."""
+    kind = RULES[name]
+    assert kind() == kind()
+    assert hash(kind()) == hash(kind())
+    assert name in repr_name(kind)
+    assert kind.__doc__
+    if issubclass(kind, SiteRule):
+        assert kind().tap in ("logits", "last_hidden")
+
+
+def repr_name(kind):
+    """The class's name in the registry's spelling."""
+    letters = [f"_{c.lower()}" if c.isupper() else c for c in kind.__name__]
+    return "".join(letters).lstrip("_")

@@ -1,0 +1,55 @@
+"""The README's results come from the records, and from nothing else."""
+
+import pathlib
+
+import pytest
+
+from dfa_jax import errors
+from dfa_jax.report import publish, readme, recipe
+from dfa_jax.train import records as files
+from tests.report import made_up
+
+ROOT = pathlib.Path(readme.__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def results(monkeypatch, tmp_path):
+    """A results folder with the made-up recipe's records, and no other recipe."""
+    monkeypatch.setattr(recipe, "names", lambda: ["made_up"])
+    monkeypatch.setattr(recipe, "load", lambda name: made_up.RECIPE)
+    for record in made_up.records():
+        files.append(tmp_path / "made_up" / publish.RECORDS, record)
+    return tmp_path
+
+
+def test_fill_replaces_what_stands_between_the_markers_and_nothing_else(results, tmp_path):
+    """Oracle: contract. A README is written by hand around its results; filling twice is filling
+    once, or every run would add a copy."""
+    path = tmp_path / "README.md"
+    path.write_text(f"before\n{readme.BEGIN}\nold\n{readme.END}\nafter\n")
+    readme.fill(path, results)
+    once = path.read_text()
+    readme.fill(path, results)
+    assert path.read_text() == once
+    assert once.startswith(f"before\n{readme.BEGIN}\n")
+    assert once.endswith(f"\n{readme.END}\nafter\n")
+    assert "old" not in once
+    assert once.count("| tanh/backprop |") == 1
+    assert "2.00 ± 0.10 (memory, unverified)" in once  # a published number keeps its provenance
+
+
+def test_without_markers_the_file_is_left_alone(results, tmp_path):
+    """Oracle: contract; the message names the file and what it lacks."""
+    path = tmp_path / "README.md"
+    path.write_text("no markers\n")
+    with pytest.raises(errors.InputError, match=r"README.md has no lines '<!-- results:begin"):
+        readme.fill(path, results)
+    assert path.read_text() == "no markers\n"
+
+
+def test_committed_readme_shows_the_committed_records(monkeypatch):
+    """Oracle: recomputation. A result that changes without the README is a false claim."""
+    monkeypatch.chdir(ROOT)
+    content = (ROOT / "README.md").read_text()
+    shown = content.partition(readme.BEGIN)[2].partition(readme.END)[0].strip()
+    assert shown == readme.section(pathlib.Path("results"))
