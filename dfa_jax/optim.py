@@ -25,8 +25,8 @@ class Optimizer:
         b1: decay of Adam's first moment.
         b2: decay of Adam's second moment and of RMSprop's.
         eps: added to the root of the second moment.
-        weight_decay: decoupled, times the learning rate; of kernels, embeddings and learned feedback
-            only, never of biases, scales or fixed feedback.
+        weight_decay: decoupled, times the learning rate; of kernels, embeddings and learned
+            feedback only, never of biases, scales or fixed feedback.
         clip_norm: global norm above which gradients are scaled down; none if 0.
         schedule: `constant`, `cosine` to zero, or `linear` to zero, after the warm-up.
         warmup_fraction: fraction of all steps over which the rate rises linearly from zero.

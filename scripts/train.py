@@ -1,4 +1,4 @@
-"""Trains one network: `python scripts/train.py RECIPE [--rule NAME] [--optimizer.learning-rate 0.01] ...`."""
+"""Trains one network: `python scripts/train.py RECIPE [--rule NAME] [--seed 1] ...`; see --help."""
 
 import pathlib
 import sys
@@ -21,11 +21,13 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace the run that is there")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     run, options = parser.parse_known_args(arguments)
-    if run.recipe is None and not {"-h", "--help"} & set(options):
-        raise InputError(f"which RECIPE? Known: {', '.join(recipe.names())}; --help has the options")
-    start = TrainConfig() if run.recipe is None else recipe.load_config(run.recipe)
+    name: str = run.recipe or ""
+    if not name and not {"-h", "--help"} & set(options):
+        known = ", ".join(recipe.names())
+        raise InputError(f"which RECIPE? Known: {known}; --help shows the options")
+    start = recipe.load_config(name) if name else TrainConfig()
     config = parse_config(start, options, parents=[parser])
-    run_dir = run.run_dir or pathlib.Path("runs") / recipe.plain(run.recipe)
+    run_dir = run.run_dir or pathlib.Path("runs") / recipe.plain(name)
     prepare_process()
     result = fit(
         config,
@@ -35,7 +37,8 @@ def main(arguments: list[str]) -> None:
         progress=not run.quiet,
     )
     final = result.record.final
-    print(f"test error {100 * (1 - final.test_accuracy):.2f} %, loss {final.test_loss:.4f}; {run_dir}")
+    error = 100 * (1 - final.test_accuracy)
+    print(f"test error {error:.2f} %, loss {final.test_loss:.4f}; {run_dir}")
 
 
 if __name__ == "__main__":

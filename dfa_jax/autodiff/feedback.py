@@ -88,9 +88,9 @@ def swap_transpose(
     `B^T dL/dy`, where `B` is the same map (dense, convolution with its strides and padding, ...)
     with the given kernel.
     """
-    (x,) = args
+    (x,) = (*args, *kwargs.values())  # a linear map has one argument
     if not jnp.issubdtype(x.dtype, jnp.inexact):
-        return forward(x, **kwargs)  # no gradient goes to integers
+        return forward(x)  # no gradient goes to integers
     linear = _same_map(module)
 
     @jax.custom_vjp
@@ -111,7 +111,7 @@ def swap_transpose(
         return error, x_error, jnp.zeros_like(kernel)
 
     swap.defvjp(swap_forward, swap_backward)
-    y = forward(jax.lax.stop_gradient(x), **kwargs)
+    y = forward(jax.lax.stop_gradient(x))
     return swap(y, x, kernel)
 
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import fnmatch
-import functools
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -170,10 +169,11 @@ class _Survey:
         self.outputs: Any = None
 
     def run(self, inputs: Any) -> dict[str, Any]:
-        """Abstract variables of the module, with a mark in `intermediates` at every submodule.
+        """Abstract variables of the module, with two marks at every submodule.
 
-        A mark is a scalar where it is put: the axes that it has outside are those of the loops
-        around it, which is how a stacked site is told from a plain one.
+        A mark has the shape `(0,)` where it is put: the axes that it has besides outside are those
+        of the loops around it. The one in `intermediates` tells a stacked site from a plain one, the
+        one in `params` tells a loop over layers from a loop over time or examples.
         """
 
         def trace(key, inputs):
@@ -197,9 +197,11 @@ class _Survey:
         outputs = next_fun(*args, **kwargs)
         if in_raw_transform(module):
             self.untied.add(name)
-        elif module.is_mutable_collection("intermediates"):
-            module.put_variable("intermediates", _MARK, jnp.zeros(()))
         else:
+            for collection in ("params", "intermediates"):
+                if module.is_mutable_collection(collection):
+                    module.put_variable(collection, _MARK, jnp.zeros(0))
+        if not module.is_mutable_collection("intermediates"):
             self.uncarried.add(name)
         self.places.setdefault(name)
         self.returned[name] = outputs
@@ -209,8 +211,8 @@ class _Survey:
 
     def overlooked(self, variables: dict[str, Any]) -> bool:
         """Whether a submodule has variables and yet was not seen: `nn.jit` had its trace cached."""
-        marked = _owners(variables.get("intermediates", {})) | _owners(variables.get("params", {}))
-        return any(path and "/".join(path) not in self.places for path in marked)
+        owners = _owners(variables.get("params", {}))
+        return any(path and "/".join(path) not in self.places for path in owners)
 
     def site(self, name: str, variables: dict[str, Any]) -> Site:
         """Where the site is, after the checks that can be made before any rule runs."""
@@ -234,26 +236,22 @@ class _Survey:
                 f"site '{name}' is the model's output, which has the exact error already; leave it"
                 " out of the sites"
             )
-        mark = functools.reduce(lambda tree, part: tree[part], path, variables["intermediates"])
-        stack = mark[_MARK].shape
-        if stack:
-            _check_layer_axes(name, path, stack, variables["params"])
-        return Site(path, place, stack)
+        carried = _mark_shape(variables, "intermediates", path)
+        if carried != _mark_shape(variables, "params", path) or carried[-1:] != (0,):
+            steps = tuple(size for size in carried if size)
+            raise errors.SiteError(
+                f"site '{name}' is inside a loop of {steps} steps that is not over layers (its"
+                " parameters and its intermediates do not both have the loop's axis in front), as a"
+                " loop over time or examples; put the site on the submodule outside the loop"
+            )
+        return Site(path, place, carried[:-1])
 
 
-def _check_layer_axes(
-    name: str, path: tuple[str, ...], stack: tuple[int, ...], params: Any
-) -> None:
-    """A loop around a site must be over layers: its parameters have the loop's axes in front."""
-    for part in path:
-        params = params.get(part, {})
-    leaves = jax.tree.leaves(params)
-    if not leaves or any(leaf.shape[: len(stack)] != stack for leaf in leaves):
-        raise errors.SiteError(
-            f"site '{name}' is inside a loop of {stack} steps that is not over layers (its"
-            " parameters do not have that leading axis), as a loop over time or examples; put the"
-            " site on the submodule outside the loop"
-        )
+def _mark_shape(variables: Any, collection: str, path: tuple[str, ...]) -> tuple[int, ...]:
+    """The shape of a submodule's mark, `()` where it has none."""
+    for part in (collection, *path, _MARK):
+        variables = variables.get(part, {})
+    return getattr(variables, "shape", ())
 
 
 def in_raw_transform(module: nn.Module) -> bool:

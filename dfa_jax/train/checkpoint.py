@@ -47,7 +47,7 @@ class Checkpoints:
         except (KeyError, ValueError, OSError) as error:  # what Orbax raises over missing files
             folder = self._manager.directory / str(self.latest)
             raise InputError(
-                f"checkpoint {folder} cannot be read ({str(error)[:100]}); delete that folder to go on"
-                " from the one before, or start again with --overwrite"
+                f"checkpoint {folder} cannot be read ({str(error)[:100]}); delete that folder to go"
+                " on from the one before, or start again with --overwrite"
             ) from error
         return TrainState(**restored["state"])

@@ -35,7 +35,7 @@ def exit_on_bad_input(script: str) -> Iterator[None]:
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser that refuses bad input as the library does, and guesses misspelt options."""
+    """Refuses bad input as the library does, and guesses what a misspelt option was to be."""
 
     def __init__(self, **options: Any):
         super().__init__(
@@ -145,7 +145,9 @@ def _reader(hint: Any) -> dict[str, Any]:
 
 
 class _Tuple(argparse.Action):
-    def __call__(self, parser, namespace, values, option_string=None):
+    def __call__(
+        self, parser: Any, namespace: Any, values: Any, option_string: str | None = None
+    ) -> None:
         """Stores the values as the tuple that a frozen configuration needs."""
         setattr(namespace, self.dest, tuple(values))
 
@@ -174,5 +176,3 @@ def _attribute_docs(kind: type) -> dict[str, str]:
 def _unknown_option(option: str, known: list[str]) -> str:
     message = errors.unknown("option", option, known)
     return message if len(known) <= 12 else message.split(" Known: ")[0] + " See --help"
-
-

@@ -40,9 +40,9 @@ class RunDirectory:
         """Makes the directory, or takes up an existing one.
 
         Raises:
-            InputError: it exists and neither `resume` nor `overwrite` was asked for, or both were; it
-                holds something that is not a run; its run has another configuration; it cannot be
-                written to.
+            InputError: it exists and neither `resume` nor `overwrite` was asked for, or both were;
+                it holds something that is not a run; its run has another configuration; it cannot
+                be written to.
         """
         if resume and overwrite:
             raise InputError("--resume and --overwrite exclude each other; give one of them")
@@ -51,8 +51,8 @@ class RunDirectory:
             directory._claim(config, resume=resume, overwrite=overwrite)
         except OSError as error:
             raise InputError(
-                f"run directory {path} cannot be used ({error.strerror}); choose a folder that can be"
-                " written to"
+                f"run directory {path} cannot be used ({error.strerror}); choose a folder that can"
+                " be written to"
             ) from error
         return directory
 
@@ -70,8 +70,8 @@ class RunDirectory:
             taken = False
         if taken and not resume:
             raise InputError(
-                f"{self.path} holds a run already; add --resume to go on with it, --overwrite to start"
-                " again, or choose another folder"
+                f"{self.path} holds a run already; add --resume to go on with it, --overwrite to"
+                " start again, or choose another folder"
             )
         if taken:
             self._check_same(config)
@@ -99,8 +99,8 @@ class RunDirectory:
             ) from error
         if found := configs.difference(stored, configs.to_dict(config)):
             raise InputError(
-                f"{self.path} holds a run with another configuration: {found}; give the same one, or"
-                " choose another folder"
+                f"{self.path} holds a run with another configuration: {found}; give the same one,"
+                " or choose another folder"
             )
 
     def append(self, evaluation: records.Evaluation) -> None:
@@ -124,8 +124,8 @@ class RunDirectory:
                 kept.append(evaluation)
         if step and (not kept or kept[-1].step != step):
             raise InputError(
-                f"{path} has no evaluation at step {step}, where the last checkpoint is; start again"
-                " with --overwrite"
+                f"{path} has no evaluation at step {step}, where the last checkpoint is; start"
+                " again with --overwrite"
             )
         _replace(path, "".join(json.dumps(dataclasses.asdict(e)) + "\n" for e in kept))
         return kept

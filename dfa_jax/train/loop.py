@@ -1,9 +1,10 @@
 """The loop: it schedules steps, evaluations and checkpoints, and computes nothing itself.
 
-Many steps run in one dispatch, on data that is already on the device; while they run, the numbers of
-the dispatch before are fetched and shown.
+Many steps run in one dispatch, on data that is already on the device; while they run, the numbers
+of the dispatch before are fetched and shown.
 """
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -77,15 +78,15 @@ def fit(
 
     Args:
         config: the run.
-        run_dir: where configuration, curve, checkpoints and TensorBoard files go; nothing is written
-            without it.
+        run_dir: where configuration, curve, checkpoints and TensorBoard files go; nothing is
+            written without it.
         resume: go on with the run in `run_dir` (or start it, if there is none).
         overwrite: replace the run in `run_dir`.
         progress: show a bar with loss, accuracy, steps/s and the time left.
 
     Raises:
-        InputError: the configuration cannot be run here (before any work), `run_dir` is taken, or the
-            loss is no longer finite.
+        InputError: the configuration cannot be run here (before any work), `run_dir` is taken, or
+            the loss is no longer finite.
 
     >>> from dfa_jax.data import ImageData
     >>> few = TrainConfig(data=ImageData(num_train=256), batch_size=64, num_epochs=1)
@@ -128,11 +129,17 @@ def _checked_model(config: TrainConfig, dataset: Dataset) -> Model:
             f"{type(config.model).__name__} does not run on inputs {example.shape} ({error}); check"
             " its sizes"
         ) from error
+    for path, leaf in jax.tree.leaves_with_path(params):
+        if not leaf.size:
+            raise InputError(
+                f"{type(config.model).__name__} on inputs {example.shape} has an empty parameter"
+                f" {'/'.join(part.key for part in path)} of shape {leaf.shape}; check its sizes"
+            )
     expected = (config.batch_size, dataset.num_classes)
     if outputs.shape != expected:
         raise InputError(
-            f"the model's outputs are {outputs.shape}; data set '{dataset.name}' needs {expected}: set"
-            f" the model's number of outputs to {dataset.num_classes}"
+            f"the model's outputs are {outputs.shape}; data set '{dataset.name}' needs {expected}:"
+            f" set the model's number of outputs to {dataset.num_classes}"
         )
     return model
 
@@ -161,14 +168,16 @@ class _Run:
         """From the start or the last checkpoint to the end."""
         state = self._initial_state(directory, checkpoints)
         first = int(state.step)
-        writer = tensorboardX.SummaryWriter(str(directory.tensorboard)) if directory else None
-        with tqdm.tqdm(
-            total=self.program.num_steps,
-            initial=first,
-            unit="step",
-            desc=rule_name(self.config.rule),
-            disable=not progress,
-        ) as bar:
+        with (
+            _open_writer(directory) as writer,
+            tqdm.tqdm(
+                total=self.program.num_steps,
+                initial=first,
+                unit="step",
+                desc=rule_name(self.config.rule),
+                disable=not progress,
+            ) as bar,
+        ):
             step = first
             while step < self.program.num_steps:
                 end = min(step + self.eval_steps - step % self.eval_steps, self.program.num_steps)
@@ -181,8 +190,6 @@ class _Run:
                     _write_scalars(writer, evaluation)
                     checkpoints.save(state)
                 step = end
-        if writer:
-            writer.close()
         record = self._record(state)
         if directory:
             directory.finish(record)
@@ -230,7 +237,12 @@ class _Run:
         return state, {name: total / (end - start) for name, total in sums.items()}
 
     def _fetch(
-        self, begin: int, stop: int, totals: dict[str, Array], sums: dict[str, float], bar: tqdm.tqdm
+        self,
+        begin: int,
+        stop: int,
+        totals: dict[str, Array],
+        sums: dict[str, float],
+        bar: tqdm.tqdm,
     ) -> None:
         """Waits for a dispatch, adds its totals up, and shows them."""
         values = {name: float(total) for name, total in totals.items()}
@@ -343,6 +355,13 @@ def measure_sites(state: TrainState, batch: Batch, *, program: Program) -> dict[
     return metrics.site_metrics(
         key, program.model, program.rule, loss_fn, state.params, state.rule_state, batch
     )
+
+
+def _open_writer(directory: RunDirectory | None) -> Any:
+    """TensorBoard's writer as a context manager; one left open fails at the interpreter's exit."""
+    if directory is None:
+        return contextlib.nullcontext()
+    return contextlib.closing(tensorboardX.SummaryWriter(str(directory.tensorboard)))
 
 
 def _write_scalars(writer: tensorboardX.SummaryWriter, evaluation: Evaluation) -> None:

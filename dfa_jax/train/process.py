@@ -15,8 +15,8 @@ def prepare_process() -> None:
 
     XLA on the CPU allocates its temporary buffers afresh at every execution, and glibc hands large
     ones back to the kernel, so a step pays for page faults over and over. Set
-    `DFA_JAX_KEEP_MEMORY=0` to leave the allocator alone, `JAX_COMPILATION_CACHE_DIR` to choose where
-    compiled programs are kept.
+    `DFA_JAX_KEEP_MEMORY=0` to leave the allocator alone, `JAX_COMPILATION_CACHE_DIR` to choose
+    where compiled programs are kept.
     """
     if os.environ.get("DFA_JAX_KEEP_MEMORY", "1") != "0" and platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)

@@ -25,7 +25,8 @@ class Evaluation:
         test_accuracy: fraction of the test set classified correctly.
         metrics: everything else by name: `gradient_alignment/<site>`,
             `gradient_alignment_spread/<site>`, `weight_alignment/<map>`, `activity_norm/<site>`,
-            `error_norm/<site>`, `weight_norm/<path>`. A number that could not be measured is absent.
+            `error_norm/<site>`, `weight_norm/<path>`. A number that could not be measured is
+            absent.
     """
 
     step: int
@@ -107,8 +108,7 @@ def environment() -> dict[str, str]:
     import jax
 
     versions = {
-        name: importlib.metadata.version(name)
-        for name in ("jax", "flax", "optax", "numpy")
+        name: importlib.metadata.version(name) for name in ("jax", "flax", "optax", "numpy")
     }
     return {
         "commit": _commit(),
@@ -123,9 +123,13 @@ def _commit() -> str:
     root = pathlib.Path(__file__).resolve().parents[2]
 
     def git(*words: str) -> str:
-        done = subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            ["git", *words], cwd=root, capture_output=True, text=True, check=False
+        )
         return done.stdout.strip() if done.returncode == 0 else ""
 
     if pathlib.Path(git("rev-parse", "--show-toplevel") or "/nonexistent") != root:
         return ""
-    return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
+    return git("rev-parse", "--short=12", "HEAD") + (
+        "+" if git("status", "--porcelain", "-uno") else ""
+    )

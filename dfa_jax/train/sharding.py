@@ -17,14 +17,15 @@ def make_mesh(*, model_axis: int = 1, batch_size: int | None = None) -> Mesh:
     count = jax.device_count()
     if model_axis < 1 or count % model_axis:
         raise InputError(
-            f"model_axis is {model_axis}, which does not divide the {count} devices; choose a divisor"
+            f"model_axis is {model_axis}, which does not divide the {count} devices; choose a"
+            " divisor"
         )
     data_axis = count // model_axis
     if batch_size is not None and batch_size % data_axis:
         nearest = max(data_axis, round(batch_size / data_axis) * data_axis)
         raise InputError(
-            f"batch_size {batch_size} is not divisible by the {data_axis} devices along the data axis;"
-            f" use {nearest}"
+            f"batch_size {batch_size} is not divisible by the {data_axis} devices along the data"
+            f" axis; use {nearest}"
         )
     # JAX makes explicit axes by default, under which an unchanged Flax module does not run.
     axis_types = (AxisType.Auto, AxisType.Auto)

@@ -1,5 +1,6 @@
 """What must not happen: no error crosses a cut, and no transposed weight is read."""
 
+import itertools
 import re
 
 import flax.linen as nn
@@ -88,7 +89,7 @@ def transposed_reads(found):
     """Upper layers whose weight `[d_in, d_out]` meets an error `[examples, d_out]`."""
     sizes = [*WIDTHS, OUTPUTS]
     reads = []
-    for d_in, d_out in zip(sizes, sizes[1:], strict=False):
+    for d_in, d_out in itertools.pairwise(sizes):
         error, weight = f"{EXAMPLES}x{d_out}", {f"{d_in}x{d_out}", f"{d_out}x{d_in}"}
         if any(error in pair and weight & set(pair) for pair in found):
             reads.append((d_in, d_out))

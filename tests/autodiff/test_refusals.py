@@ -21,14 +21,15 @@ def use(module, sites, shape=(8,)):
 
 
 class Scanned(nn.Module):
-    """Three steps of a layer under `nn.scan` with options of the test's choice."""
+    """Steps of a layer under `nn.scan` with options of the test's choice."""
 
     options: dict
     readout: bool = True
+    length: int = 3
 
     @nn.compact
     def __call__(self, x):
-        h, _ = nn.scan(Layer, length=3, **self.options)(name="layers")(x, None)
+        h, _ = nn.scan(Layer, length=self.length, **self.options)(name="layers")(x, None)
         return nn.Dense(3, name="readout")(h) if self.readout else h
 
 
@@ -50,6 +51,24 @@ def test_scan_over_time():
         use(Scanned(OVER_TIME), "layers")
     with pytest.raises(SiteError, match=r"'layers'.*\(3,\) steps that is not over layers"):
         use(Scanned(OVER_TIME | {"variable_axes": {"intermediates": 0}}), "layers")
+
+
+@pytest.mark.parametrize("axes", [(0, -1), (-1, 0), (-1, -1), (1, 0)])
+def test_layer_axes_that_are_not_in_front(axes):
+    """Documented contract: errors have layer axes in front; a coincidence of sizes is no excuse.
+
+    Batch, width and depth are all 16, so no later check of shapes could tell one from another.
+    """
+    options = {"variable_axes": dict(zip(("params", "intermediates"), axes, strict=True))}
+    with pytest.raises(SiteError, match=r"'layers'.*\(16,\) steps.*axis in front"):
+        use(Scanned(options | {"split_rngs": {"params": True}}, length=16), "layers", (16,))
+
+
+def test_scan_over_as_many_times_as_units():
+    """Documented contract: as above, for a loop over 8 times of a layer with 8 units."""
+    options = OVER_TIME | {"variable_axes": {"intermediates": 0}}
+    with pytest.raises(SiteError, match=r"'layers'.*not over layers"):
+        use(Scanned(options, length=8), "layers")
 
 
 class Twice(nn.Module):

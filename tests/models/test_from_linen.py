@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 
 from dfa_jax.models import MLP, LinearMap, Site, from_linen
+from dfa_jax.rules import DirectFeedbackAlignment, FeedbackAlignment
+from dfa_jax.rules.base import kernels
 from tests import helpers
 from tests.helpers import JittedLayer, Layer, Stack
 
@@ -64,6 +66,49 @@ def test_where_sites_are():
         "layers/dense:input": Site(("layers", "dense"), "input", (3,)),
         "layers": Site(("layers",), "output", (3,)),
     }
+
+
+class Gated(nn.Module):
+    """A layer whose activation is a submodule without parameters."""
+
+    @nn.compact
+    def __call__(self, h, _=None):
+        return Activation(name="activation")(nn.Dense(8, name="dense")(inputs=h)), None
+
+
+class Activation(nn.Module):
+    @nn.compact
+    def __call__(self, a):
+        return jnp.tanh(a)
+
+
+class Gates(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        over_layers = {"params": 0, "intermediates": 0}
+        layers = nn.scan(Gated, variable_axes=over_layers, split_rngs={"params": True}, length=3)
+        return nn.Dense(3, name="readout")(layers(name="layers")(x, None)[0])
+
+
+def test_a_submodule_without_parameters_can_be_a_site():
+    """Exact equivalence: the activation inside a scanned layer is the same place as the layer's output.
+
+    (Its dense map is called by keyword, which feedback alignment must follow too.)
+    """
+    inside, outside = (
+        helpers.made(Gates(), site, helpers.images()) for site in ("layers/activation", "layers")
+    )
+    assert inside.model.places == (Site(("layers", "activation"), "output", (3,)),)
+    rule = DirectFeedbackAlignment()
+    _, state = helpers.started(rule, inside)
+    renamed = {"layers": state["layers/activation"]}
+    helpers.assert_identical(
+        helpers.estimate(rule, inside, inside.params, state).grads,
+        helpers.estimate(rule, outside, outside.params, renamed).grads,
+    )
+    own = kernels(inside.model, inside.params)
+    found = helpers.estimate(FeedbackAlignment(), inside, inside.params, own).grads
+    helpers.assert_close(found, helpers.backprop(inside), 1e-5)
 
 
 class Maps(nn.Module):

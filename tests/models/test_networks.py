@@ -15,7 +15,7 @@ def test_perceptron_matches_numpy(x64, activation):
     """Independent implementation: the forward pass in NumPy; examples of any shape are flattened."""
     case = helpers.made(MLP((7, 6), 3, activation), "layer_*", helpers.images(shape=(2, 4)))
     x = np.reshape(case.batch.inputs, (16, 8))
-    a, h = reference.forward(case.params, x, activation)
+    a, _ = reference.forward(case.params, x, activation)
     outputs = case.model.apply(case.params, case.batch.inputs)
     np.testing.assert_allclose(outputs, a[-1], rtol=1e-12)
 
