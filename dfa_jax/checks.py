@@ -277,11 +277,9 @@ def _convolution_products(equation: Any) -> int:
 
 def _inner_programs(equation: Any) -> list[Any]:
     """Programs inside a call, a loop or a branch."""
-    found = []
-    for value in equation.params.values():
-        for part in value if isinstance(value, (tuple, list)) else (value,):
-            if hasattr(part, "eqns"):
-                found.append(part)
-            elif hasattr(part, "jaxpr"):
-                found.append(part.jaxpr)
-    return found
+    return [
+        part
+        for value in equation.params.values()
+        for part in (value if isinstance(value, (tuple, list)) else (value,))
+        if hasattr(part, "eqns")  # a jaxpr, closed or not
+    ]

@@ -27,7 +27,7 @@ from dfa_jax.types import Batch
 
 def main(arguments: list[str]) -> None:
     """Prints the ratios' median and quartiles; appends them to a file if asked."""
-    parser = Parser(prog="benchmark.py", description=__doc__.splitlines()[0])
+    parser = Parser(prog="benchmark.py", description="Step time of rules against backpropagation.")
     parser.add_argument("--widths", type=int, nargs="+", default=[512] * 20)
     parser.add_argument("--inputs", type=int, default=784, help="features of an example")
     parser.add_argument("--batch-size", type=int, default=128)
@@ -40,11 +40,15 @@ def main(arguments: list[str]) -> None:
     prepare_process()
     seconds = measure(options)
     ratios = summarise(seconds)
-    print(f"{len(options.widths)} hidden layers, batch {options.batch_size}, {options.optimizer};"
-          f" {options.rounds} rounds of {options.steps} steps; {records.environment()}")
+    print(
+        f"{len(options.widths)} hidden layers, batch {options.batch_size}, {options.optimizer};"
+        f" {options.rounds} rounds of {options.steps} steps; {records.environment()}"
+    )
     for name, found in ratios.items():
-        print(f"{name:<34} {found['milliseconds']:8.2f} ms a step   {found['ratio']:.3f} of backprop"
-              f"  [{found['first_quartile']:.3f}, {found['third_quartile']:.3f}]")
+        print(
+            f"{name:<34} {found['milliseconds']:8.2f} ms a step   {found['ratio']:.3f} of backprop"
+            f"  [{found['first_quartile']:.3f}, {found['third_quartile']:.3f}]"
+        )
     if options.output:
         settings = {k: v for k, v in vars(options).items() if k != "output"}
         line = {"settings": settings, "environment": records.environment(), "rules": ratios}

@@ -61,7 +61,8 @@ SABOTAGES = {
         "train/loop.py",
         "state = checkpoints.restore(like)",
         "state = checkpoints.restore(like)\n"
-        "            state = state._replace(rule_state=init(jax.random.key(1), example).rule_state)",
+        "            redrawn = init(jax.random.key(1), example).rule_state\n"
+        "            state = state._replace(rule_state=redrawn)",
         "tests/train",
     ),
     "sum the loss": Sabotage(
@@ -110,7 +111,10 @@ SABOTAGES = {
         "tests/rules",
     ),
     "no gradient of the head under last_hidden": Sabotage(
-        "autodiff/sites.py", "tree.add(head_grads, body_grads)", "body_grads", "tests/rules tests/autodiff"
+        "autodiff/sites.py",
+        "tree.add(head_grads, body_grads)",
+        "body_grads",
+        "tests/rules tests/autodiff",
     ),
     "every epoch in the same order": Sabotage(
         "data/base.py",
@@ -125,7 +129,10 @@ SABOTAGES = {
         "tests/train",
     ),
     "decay the biases": Sabotage(
-        "optim.py", '("kernel", "embedding", "feedback")', '("kernel", "bias")', "tests/test_optim.py"
+        "optim.py",
+        '("kernel", "embedding", "feedback")',
+        '("kernel", "bias")',
+        "tests/test_optim.py",
     ),
     "count examples without an error": Sabotage(
         "metrics.py", "& (jnp.abs(delta).max(-1) > 0)", "", "tests/test_metrics.py"
@@ -157,7 +164,9 @@ def is_caught(sabotage: Sabotage) -> bool:
         path = copy / "dfa_jax" / sabotage.file
         text = path.read_text()
         if text.count(sabotage.line) != 1:
-            raise SystemExit(f"{sabotage.file} has not exactly one {sabotage.line!r}; mend mutate.py")
+            raise SystemExit(
+                f"{sabotage.file} has not exactly one {sabotage.line!r}; mend mutate.py"
+            )
         path.write_text(text.replace(sabotage.line, sabotage.instead))
         command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
         cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".jax_cache"))

@@ -47,7 +47,9 @@ def parser() -> Parser:
     options.add_argument(
         "--overwrite", action="store_true", help="replace runs made with another configuration"
     )
-    options.add_argument("--report-only", action="store_true", help="report what is in; run nothing")
+    options.add_argument(
+        "--report-only", action="store_true", help="report what is in; run nothing"
+    )
     return options
 
 

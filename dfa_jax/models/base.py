@@ -172,8 +172,8 @@ class _Survey:
         """Abstract variables of the module, with two marks at every submodule.
 
         A mark has the shape `(0,)` where it is put: the axes that it has besides outside are those
-        of the loops around it. The one in `intermediates` tells a stacked site from a plain one, the
-        one in `params` tells a loop over layers from a loop over time or examples.
+        of the loops around it. The one in `intermediates` tells a stacked site from a plain one,
+        the one in `params` tells a loop over layers from a loop over time or examples.
         """
 
         def trace(key, inputs):

@@ -42,7 +42,7 @@ def test_scan_without_intermediates():
     """Documented contract: the activity cannot leave the loop; the message has the remedy."""
     for site in ("layers", "layers/dense", "layers/dense:input"):
         with pytest.raises(SiteError, match=rf"'{site}'.*intermediates.*variable_axes"):
-            use(Scanned(OVER_LAYERS), site)
+            from_linen(Scanned(OVER_LAYERS), site, helpers.images().inputs)
 
 
 def test_scan_over_time():
@@ -80,8 +80,8 @@ class Twice(nn.Module):
 
 def test_site_called_twice():
     """Documented contract: one error cannot serve two places."""
-    with pytest.raises(SiteError, match="'dense'.*more than once"):
-        use(Twice(), "dense")
+    with pytest.raises(SiteError, match="'dense'.*more than once.*a submodule of its own"):
+        from_linen(Twice(), "dense", helpers.images().inputs)
 
 
 class TwiceLater(nn.Module):

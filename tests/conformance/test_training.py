@@ -16,6 +16,9 @@ from tests.helpers import LOSS
 
 NUM_STEPS, NUM_POINTS = 400, 96
 
+CONTROL = "shallow"
+LEARN_THEIR_STATE: set[str] = set()  # rules whose state is meant to move: none so far
+
 every_rule = pytest.mark.parametrize("name", list(RULES))
 
 
@@ -74,30 +77,24 @@ def test_loss_falls(name):
 
 @every_rule
 def test_hidden_layers_learn_or_are_left_alone(name):
-    """Invariant: a rule that sends the lowest layer an error beats those that send none, by 20 %.
+    """Invariant: a rule beats the control, which sends no error to a hidden layer, by 20 %.
 
     A rule that trains only its readout has not trained the network. Over four seeds the worst of the
     others ended at 0.61 of the control's loss (DRTP), the median at 0.03.
     """
     found = run(name)
-    if found.lowest[0] == 0:
+    if name == CONTROL:
         assert not found.lowest.any()
-        return
-    controls = [run(other) for other in RULES if run(other).lowest[0] == 0]
-    assert controls
-    assert found.losses[-20:].mean() < 0.8 * min(c.losses[-20:].mean() for c in controls)
+    else:
+        assert found.lowest[0] > 0
+        assert found.losses[-20:].mean() < 0.8 * run(CONTROL).losses[-20:].mean()
 
 
 @every_rule
 def test_fixed_feedback_survives_training_with_weight_decay(name):
     """Invariant: what is in the rule's state is bit-identical after 400 steps of AdamW with decay.
 
-    The public JAX library keeps B among the parameters, where decay moves it at every step. (A rule
-    whose state is meant to move says so by moving it in one step at zero decay and zero rate.)
+    The public JAX library keeps B among the parameters, where decay moves it at every step.
     """
-    found = run(name)
-    rule, case = RULES[name](), helpers.made(MLP((16, 4), 6), "layer_*", blobs())
-    one = helpers.estimate(rule, case, found.params, found.state)
-    moving = jax.tree.map(lambda a, b: not np.array_equal(a, b), found.state, one.rule_state)
-    if not any(jax.tree.leaves(moving)):
-        helpers.assert_identical(found.state_after, found.state)
+    if name not in LEARN_THEIR_STATE:
+        helpers.assert_identical(run(name).state_after, run(name).state)
