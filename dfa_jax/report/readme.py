@@ -1,4 +1,4 @@
-"""The README's results: every recipe with records, its table and figure, between two markers."""
+"""The README's results: every finished recipe's table and figure, between two markers."""
 
 import pathlib
 import re
@@ -26,7 +26,7 @@ def fill(readme: pathlib.Path, results_dir: pathlib.Path) -> None:
 
 
 def section(results_dir: pathlib.Path) -> str:
-    """A heading, a table and a figure per recipe that has records."""
+    """A heading, a table and a figure per recipe whose runs are all in."""
     parts = [_recipe(name, results_dir) for name in recipe.names()]
     return "\n\n".join(part for part in parts if part) or "None yet."
 
@@ -34,9 +34,9 @@ def section(results_dir: pathlib.Path) -> str:
 def _recipe(name: str, results_dir: pathlib.Path) -> str:
     chosen = recipe.load(name)
     folder = results_dir / name
-    held = plan.matching(chosen, records.read_runs(folder / publish.RECORDS))
-    if not held:
+    if publish.progress(chosen, results_dir) != "complete":
         return ""
+    held = plan.matching(chosen, records.read_runs(folder / publish.RECORDS))
     rows = table.rows(chosen, held)
     commits = sorted({record.environment["commit"] or "unknown" for record in held})
     where = folder.as_posix()
