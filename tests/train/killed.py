@@ -68,7 +68,7 @@ def die_while_writing(checkpoint: int) -> None:
 
 def wait_for(checkpoints: pathlib.Path, step: int) -> None:
     """Returns once there is a whole checkpoint of this step or a later one."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while latest(checkpoints) < step:
         if time.monotonic() > deadline:
             raise SystemExit(f"no checkpoint at step {step} in {checkpoints}")
