@@ -120,6 +120,17 @@ def backprop(case: Set, params: Any = None, loss: Any = LOSS) -> Any:
     return grad(case.params if params is None else params, case.batch)
 
 
+def plain_forward(case: Set, params: Any = None) -> tuple[Any, Any]:
+    """Outputs and mean loss by the module's own `apply`."""
+
+    @jax.jit
+    def run(params, batch):
+        outputs = case.model.module.apply({"params": params}, batch.inputs)
+        return outputs, LOSS(outputs, batch.targets).mean()
+
+    return run(case.params if params is None else params, case.batch)
+
+
 class Layer(nn.Module):
     """A layer with a skip connection inside, in the form that `nn.scan` wants."""
 

@@ -22,11 +22,11 @@ def test_values_match_numpy(x64):
     """Independent implementation: each loss in NumPy, one value per example for any batch axes."""
     y, labels = logits_and_labels()
     a, onehot = np.asarray(y), np.eye(5)[labels]
-    found = losses.softmax_cross_entropy(y, labels)
+    found = jax.jit(losses.softmax_cross_entropy)(y, labels)
     np.testing.assert_allclose(found, -(np.log(reference.softmax(a)) * onehot).sum(-1), rtol=1e-12)
-    found = losses.sigmoid_cross_entropy(y, labels)
+    found = jax.jit(losses.sigmoid_cross_entropy)(y, labels)
     np.testing.assert_allclose(found, (softplus(a) - a * onehot).sum(-1), rtol=1e-12)
-    found = losses.squared_error(y, jnp.ones_like(y))
+    found = jax.jit(losses.squared_error)(y, jnp.ones_like(y))
     np.testing.assert_allclose(found, 0.5 * ((a - 1) ** 2).sum(-1), rtol=1e-12)
 
 
@@ -44,7 +44,7 @@ def test_error_at_the_outputs(x64, name):
         "sigmoid_cross_entropy": 1 / (1 + np.exp(-a)) - onehot,
         "squared_error": a - a[::-1],
     }[name]
-    error = jax.grad(lambda y: losses.LOSSES[name](y, targets).sum())(y)
+    error = jax.jit(jax.grad(lambda y: losses.LOSSES[name](y, targets).sum()))(y)
     np.testing.assert_allclose(error, expected, rtol=1e-11, atol=1e-13)
 
 
@@ -53,6 +53,6 @@ def test_large_logits_stay_finite(name):
     """Closed form: a logit of 1,000 on another class costs 1,000 nats; no overflow, finite error."""
     y = jnp.array([[1000.0, 0.0, 0.0]])
     loss = losses.LOSSES[name]
-    value, error = jax.value_and_grad(lambda y: loss(y, jnp.array([1])).sum())(y)
+    value, error = jax.jit(jax.value_and_grad(lambda y: loss(y, jnp.array([1])).sum()))(y)
     assert 1000 <= value < 1003
-    assert bool(jnp.isfinite(error).all())
+    assert np.isfinite(error).all()

@@ -229,7 +229,7 @@ def test_half_precision_parameters_with_full_precision_feedback(name):
 
     Gradients come in bf16, and differ by a few of its roundings (2^-8), not by a wrong term.
     """
-    case, rule = helpers.scanned(), RULES[name]()
+    case, rule = helpers.mlp(), RULES[name]()
 
     def rounded(tree, dtype):
         return jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16).astype(dtype), tree)

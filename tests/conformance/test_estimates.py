@@ -6,7 +6,6 @@ A new rule joins by its line in `dfa_jax.rules.RULES`; nothing here knows a rule
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
@@ -26,8 +25,7 @@ class Prepared:
 
     def __init__(self, name, kind):
         self.rule, self.case, self.num_traces = RULES[name](), CASES[kind](), 0
-        key = jax.random.key(0)
-        self.params, self.state = self.rule.init(key, *self.case)
+        self.params, self.state = helpers.started(self.rule, self.case)
         self.run = jax.jit(self.trace)
 
     def trace(self, key, params, state, batch):
@@ -51,9 +49,9 @@ def test_value_is_the_plain_mean_loss(name, kind):
     Rules differ in gradients only; a loss of another forward pass could not be compared.
     """
     case, found = prepared(name, kind).case, prepared(name, kind)()
-    outputs = case.model.module.apply({"params": prepared(name, kind).params}, case.batch.inputs)
+    outputs, loss = helpers.plain_forward(case)
     np.testing.assert_allclose(found.outputs, outputs, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(found.loss, LOSS(outputs, case.batch.targets).mean(), rtol=1e-5)
+    np.testing.assert_allclose(found.loss, loss, rtol=1e-5)
     assert found.loss.shape == ()
 
 
@@ -68,7 +66,7 @@ def test_gradients_and_state_keep_their_trees(name, kind):
     assert helpers.shapes(found.grads) == helpers.shapes(prepared(name, kind).params)
     assert helpers.shapes(found.rule_state) == helpers.shapes(prepared(name, kind).state)
     for leaf in jax.tree.leaves(found.grads):
-        assert bool(jnp.isfinite(leaf).all())
+        assert np.isfinite(np.asarray(leaf)).all()
 
 
 @every_rule
@@ -77,7 +75,7 @@ def test_estimates_are_pure_and_traced_once(name, kind):
     """Invariant: two calls are bit-identical, and other values of the same shapes need no new trace."""
     subject = prepared(name, kind)
     helpers.assert_identical(subject(), subject())
-    moved = jax.tree.map(lambda leaf: 1.5 * leaf, subject.params)
+    moved = jax.tree.map(lambda leaf: np.float32(1.5) * np.asarray(leaf), subject.params)
     subject(1, moved, subject().rule_state)
     assert subject.num_traces == 1
 
@@ -86,12 +84,11 @@ def test_estimates_are_pure_and_traced_once(name, kind):
 def test_start_is_a_function_of_its_key(name):
     """Invariant: the same key starts the same parameters and state; the rule keeps the model's own."""
     subject = prepared(name, "mlp")
-    again = subject.rule.init(jax.random.key(0), *subject.case)
-    helpers.assert_identical(again, (subject.params, subject.state))
-    kept = jax.tree.leaves_with_path(subject.case.params)
-    added = dict(jax.tree.leaves_with_path(subject.params))
-    for path, leaf in kept:
-        np.testing.assert_array_equal(added[path], leaf)
+    first, again = (subject.rule.init(jax.random.key(0), *subject.case) for _ in range(2))
+    helpers.assert_identical(first, again)
+    params = dict(jax.tree.leaves_with_path(first[0]))
+    for path, leaf in jax.tree.leaves_with_path(subject.case.params):
+        np.testing.assert_array_equal(params[path], leaf)
 
 
 @every_rule
@@ -117,13 +114,12 @@ def test_the_key_matters_for_rules_that_draw_only(name):
 
 
 @every_rule
-@pytest.mark.parametrize("kind", ["mlp", "scanned"])
-def test_eight_devices_equal_one(name, kind):
+def test_eight_devices_equal_one(name):
     """Exact equivalence: batch sharded over a mesh of 8, parameters and state replicated, to 1e-6.
 
     Noise or feedback drawn per device would make a result depend on the machine.
     """
-    subject = prepared(name, kind)
+    subject = prepared(name, "scanned")
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
     whole, split = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), ("data",)))
     params, state = jax.device_put((subject.params, subject.state), whole)
