@@ -179,8 +179,8 @@ def foreign(run):
 
 DIRECTORIES = {
     "run that is there": (None, "", "holds a run already; add --resume"),
-    "another configuration": (None, "--resume --seed 5", "seed is 0 there and 5 here"),
-    "another rule": (None, "--resume --rule backprop", "rule.name is shallow there and backprop"),
+    "another configuration": (None, "--resume --seed 5", "seed: 0 -> 5"),
+    "another rule": (None, "--resume --rule backprop", "rule.name: shallow -> backprop"),
     "half-written configuration": (cut_configuration, "--resume", "config.json is damaged"),
     "half-written checkpoint": (
         empty_checkpoint,

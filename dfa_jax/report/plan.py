@@ -1,16 +1,14 @@
 """Which runs a recipe needs, and which of them its records already hold."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from dfa_jax.errors import InputError
 from dfa_jax.report.recipe import Recipe
-from dfa_jax.train.config import TrainConfig, to_dict
+from dfa_jax.train import config as configs
+from dfa_jax.train.config import TrainConfig
 from dfa_jax.train.records import RunRecord
-
-PLACES = ("seed", "data.data_dir")
-"""Where a configuration may differ without being another experiment."""
 
 
 class Planned(NamedTuple):
@@ -30,31 +28,9 @@ def plan(recipe: Recipe) -> list[Planned]:
     ]
 
 
-def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by dotted name, `seed` and places on disk left out.
-
-    >>> flatten({"seed": 1, "rule": {"name": "shallow"}})
-    {'rule.name': 'shallow'}
-    """
-    flat = {}
-    for key, value in config.items():
-        name = prefix + key
-        if isinstance(value, Mapping):
-            flat |= flatten(value, name + ".")
-        elif name not in PLACES:
-            flat[name] = list(value) if isinstance(value, tuple) else value
-    return flat
-
-
 def changes(config: TrainConfig, record: RunRecord) -> list[str]:
-    """The settings in which a recorded run differs from a configuration, "name: old -> new"."""
-    new, old = flatten(to_dict(config)), flatten(record.config)
-    missing = "absent"
-    return [
-        f"{name}: {old.get(name, missing)} -> {new.get(name, missing)}"
-        for name in sorted(new.keys() | old.keys())
-        if new.get(name, missing) != old.get(name, missing)
-    ]
+    """The settings in which a recorded run differs from a configuration; its seed is not one."""
+    return configs.changes(record.config, dataclasses.replace(config, seed=record.seed))
 
 
 def outdated(recipe: Recipe, records: Sequence[RunRecord]) -> list[RunRecord]:

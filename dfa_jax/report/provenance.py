@@ -3,8 +3,8 @@
 import json
 from collections.abc import Iterable, Sequence
 
-from dfa_jax.report.plan import flatten
 from dfa_jax.report.series import test_error, train_error
+from dfa_jax.train.config import flatten
 from dfa_jax.train.records import RunRecord
 
 
@@ -17,7 +17,11 @@ def facts(records: Sequence[RunRecord]) -> list[tuple[str, str]]:
 def settings(records: Sequence[RunRecord]) -> list[tuple[str, str]]:
     """The configuration by dotted name; several values where variants differ."""
     return merged(
-        {name: json.dumps(value).strip('"') for name, value in flatten(record.config).items()}
+        {
+            name: json.dumps(value).strip('"')
+            for name, value in flatten(record.config).items()
+            if name != "seed"
+        }
         for record in records
     )
 

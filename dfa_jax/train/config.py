@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -101,16 +102,47 @@ def config_fields(config: Any) -> list[dataclasses.Field]:
     return [f for f in dataclasses.fields(config) if f.init and f.name not in hidden]
 
 
-def difference(left: Any, right: Any, path: str = "") -> str:
-    """The first place where two configurations as dicts differ, in words; "" if they do not.
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The settings of a configuration as `to_dict` writes it, by dotted name.
 
-    >>> difference({"a": {"b": 1}}, {"a": {"b": 2}})
-    'a.b is 1 there and 2 here'
+    >>> flatten({"seed": 1, "rule": {"name": "shallow"}})
+    {'seed': 1, 'rule.name': 'shallow'}
     """
-    if isinstance(left, dict) and isinstance(right, dict):
-        for name in left | right:
-            inner = f"{path}.{name}" if path else name
-            if found := difference(left.get(name), right.get(name), inner):
-                return found
-        return ""
-    return "" if left == right else f"{path} is {left} there and {right} here"
+    flat = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = list(value) if isinstance(value, tuple) else value
+    return flat
+
+
+def changes(stored: Mapping[str, Any], config: TrainConfig) -> list[str]:
+    """The settings in which a stored configuration differs from this one, `"name: old -> new"`.
+
+    A setting that is younger than the stored configuration had its default then. Where the data lay
+    is no setting.
+
+    >>> changes(to_dict(TrainConfig()), TrainConfig(seed=1))
+    ['seed: 0 -> 1']
+    """
+    new = flatten(to_dict(config))
+    old = _defaults(config) | flatten(stored)
+    names = sorted((new.keys() | flatten(stored).keys()) - {"data.data_dir"})
+    return [
+        f"{name}: {old.get(name, 'absent')} -> {new.get(name, 'absent')}"
+        for name in names
+        if old.get(name, "absent") != new.get(name, "absent")
+    ]
+
+
+def _defaults(config: Any, prefix: str = "") -> dict[str, Any]:
+    """The defaults of a configuration's fields by dotted name; those of its parts' own classes."""
+    found = {}
+    for field in config_fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            found |= _defaults(value, f"{prefix}{field.name}.")
+        elif field.default is not dataclasses.MISSING:
+            found |= flatten({field.name: to_dict(field.default)}, prefix)
+    return found

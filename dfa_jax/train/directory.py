@@ -97,10 +97,10 @@ class RunDirectory:
             raise InputError(
                 f"{self.path / _CONFIG} is damaged ({error}); start again with --overwrite"
             ) from error
-        if found := configs.difference(stored, configs.to_dict(config)):
+        if found := configs.changes(stored, config):
             raise InputError(
-                f"{self.path} holds a run with another configuration: {found}; give the same one,"
-                " or choose another folder"
+                f"{self.path} holds a run with another configuration ({found[0]}); give the same"
+                " one, or choose another folder"
             )
 
     def append(self, evaluation: records.Evaluation) -> None:

@@ -7,6 +7,7 @@ import pytest
 from dfa_jax.report import plan, publish, recipe, run, table
 from dfa_jax.report.shrink import shrink
 from dfa_jax.train import records as files
+from dfa_jax.train.config import rule_name
 
 NAMES = recipe.names()
 
@@ -38,7 +39,7 @@ def test_definitions(name):
     assert recipe.load_config(name) in found.variants.values()
     assert module["EXPECTED"] == found.expected
     for one in plan.plan(found):
-        assert one.variant.rpartition("/")[2] == plan.flatten(plan.to_dict(one.config))["rule.name"]
+        assert one.variant.rpartition("/")[2] == rule_name(one.config.rule)
     assert "backprop" in {label.rpartition("/")[2] for label in found.variants}
 
 

@@ -18,7 +18,7 @@ from dfa_jax.models import MLP, ConvNet
 from dfa_jax.rules import RULES, DirectFeedbackAlignment, Shallow
 from dfa_jax.train import TrainConfig
 from dfa_jax.train.cli import MODELS, Parser, exit_on_bad_input, parse_config
-from dfa_jax.train.config import difference, rule_name, to_dict
+from dfa_jax.train.config import changes, rule_name, to_dict
 
 STARTS = {
     **{name: TrainConfig(rule=kind()) for name, kind in RULES.items()},
@@ -106,7 +106,7 @@ def test_record_and_command_line_agree(start):
 
     write(to_dict(config), "")
     assert parse_config(TrainConfig(seed=3), words) == config
-    assert difference(to_dict(parse_config(TrainConfig(seed=3), words)), to_dict(config)) == ""
+    assert changes(to_dict(parse_config(TrainConfig(seed=3), words)), config) == []
 
 
 def test_no_options_no_change():
