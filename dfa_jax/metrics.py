@@ -9,8 +9,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from dfa_jax import tree
 from dfa_jax.autodiff import sites
-from dfa_jax.models.base import Model
+from dfa_jax.models.base import Model, from_linen
 from dfa_jax.rules import Backprop, LearningRule
+from dfa_jax.rules.base import kernels
 from dfa_jax.types import Batch, LossFn, Params, PRNGKey, RuleState
 
 
@@ -109,6 +110,45 @@ def site_metrics(
     for path, leaf in jax.tree.leaves_with_path(params):
         name = "/".join(part.key for part in path)
         found[f"weight_norm/{name}"] = tree.norm(leaf)
+    return found
+
+
+def alignment_metrics(
+    key: PRNGKey,
+    model: Model,
+    rule: LearningRule,
+    loss_fn: LossFn,
+    params: Params,
+    rule_state: RuleState,
+    batch: Batch,
+) -> dict[str, Array]:
+    """Alignment by layer and overall, as *Align, then memorise* measures it.
+
+    `preactivation_alignment/<map>`: the mean over examples of the cosine between the rule's error
+    and backpropagation's in front of the activation function, at the output of every linear map but
+    the last, whose error is exact; `preactivation_alignment` is that of all these errors as one
+    vector an example. `weight_alignment/<map>` where the rule defines it, and `weight_alignment`,
+    the cosine of all these kernels as one vector.
+
+    Source: Refinetti et al. (2021), arXiv 2011.12428, and the code published with it.
+    """
+    at = from_linen(model.module, list(model.linear_maps)[:-1], batch.inputs)
+    errors = rule.errors(key, model, loss_fn, params, rule_state, batch, at)
+    reference = Backprop().errors(key, model, loss_fn, params, (), batch, at)
+    found = {
+        f"preactivation_alignment/{name}": error_alignment(errors[name], reference[name]).mean
+        for name in at.sites
+    }
+    every, every_reference = (
+        jnp.concatenate([side[name].reshape(len(side[name]), -1) for name in at.sites], 1)
+        for side in (errors, reference)
+    )
+    found["preactivation_alignment"] = error_alignment(every, every_reference).mean
+    targets = rule.weight_targets(model, params, rule_state)
+    if targets:
+        forward = kernels(model, params)
+        found |= {f"weight_alignment/{n}": tree.cosine(forward[n], t) for n, t in targets.items()}
+        found["weight_alignment"] = tree.cosine({n: forward[n] for n in targets}, targets)
     return found
 
 

@@ -46,10 +46,11 @@ def put(tree: Mapping[str, Any], path: Path, value: Any) -> Any:
     return {**tree, head: put(tree.get(head, {}), tuple(rest), value) if rest else value}
 
 
-def cosine(left: Array, right: Array) -> Float[Array, ""]:
-    """Cosine of the angle between two arrays as vectors; NaN where either is zero.
+def cosine(left: Any, right: Any) -> Float[Array, ""]:
+    """Cosine of the angle between two trees as vectors; NaN where either is zero.
 
     >>> cosine(jnp.array([1.0, 0.0]), jnp.array([3.0, 0.0])).item()
     1.0
     """
-    return jnp.vdot(left, right) / (jnp.linalg.norm(left.ravel()) * jnp.linalg.norm(right.ravel()))
+    inner = sum(jax.tree.leaves(jax.tree.map(jnp.vdot, left, right)))
+    return inner / (norm(left) * norm(right))

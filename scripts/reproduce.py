@@ -4,8 +4,7 @@ import pathlib
 import sys
 
 from dfa_jax.errors import InputError
-from dfa_jax.report import publish, readme, recipe
-from dfa_jax.report.run import run
+from dfa_jax.report import catalogue, publish, readme
 from dfa_jax.train.cli import Parser, exit_on_bad_input
 from dfa_jax.train.process import prepare_process
 
@@ -21,19 +20,15 @@ def main(arguments: list[str]) -> None:
         return
     if options.recipe is None:
         raise InputError("which RECIPE? --list shows them all, --help the options")
-    chosen = recipe.load(options.recipe)
+    chosen = catalogue.load(options.recipe)
     if options.seeds is not None:
         chosen = chosen.with_seeds(options.seeds)
-    folder = options.results_dir / chosen.name
     if not options.report_only:
         prepare_process()
-        run(
-            chosen,
-            folder / publish.RECORDS,
-            data_dir=options.data_dir,
-            overwrite=options.overwrite,
+        publish.run(
+            chosen, options.results_dir, data_dir=options.data_dir, overwrite=options.overwrite
         )
-    print(publish.publish(chosen, folder))
+    print(publish.publish(chosen, options.results_dir))
 
 
 def parser() -> Parser:

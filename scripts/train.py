@@ -4,7 +4,7 @@ import pathlib
 import sys
 
 from dfa_jax.errors import InputError
-from dfa_jax.report import recipe
+from dfa_jax.report import catalogue
 from dfa_jax.train import TrainConfig, fit
 from dfa_jax.train.cli import Parser, exit_on_bad_input, parse_config
 from dfa_jax.train.process import prepare_process
@@ -23,11 +23,11 @@ def main(arguments: list[str]) -> None:
     run, options = parser.parse_known_args(arguments)
     name: str = run.recipe or ""
     if not name and not {"-h", "--help"} & set(options):
-        known = ", ".join(recipe.names())
+        known = ", ".join(catalogue.names())
         raise InputError(f"which RECIPE? Known: {known}; --help shows the options")
-    start = recipe.load_config(name) if name else TrainConfig()
+    start = catalogue.load_config(name) if name else TrainConfig()
     config = parse_config(start, options, parents=[parser])
-    run_dir = run.run_dir or pathlib.Path("runs") / recipe.plain(name)
+    run_dir = run.run_dir or pathlib.Path("runs") / catalogue.plain(name)
     prepare_process()
     result = fit(
         config,

@@ -3,7 +3,7 @@
 Paper: Nøkland (2016), Direct Feedback Alignment Provides Learning in Deep Neural Networks,
     arXiv 1609.01596, the deep networks of the MNIST results
 Command: python scripts/reproduce.py direct_feedback_alignment/depth
-Time: 20 min on 2 cores
+Time: 35 min on 2 cores
 Expect: direct feedback alignment loses little with depth, since every layer hears from the output
     itself; feedback alignment's error passes a random matrix for each layer above, so its alignment
     falls towards the input.
@@ -72,7 +72,7 @@ RECIPE = Recipe(
         "Nøkland (2016), Direct Feedback Alignment Provides Learning in Deep Neural Networks,"
         " arXiv 1609.01596"
     ),
-    minutes=20,
+    minutes=35,
     variants={label(depth, rule): config(depth, rule) for depth in DEPTHS for rule in RULES},
     seeds=(0, 1, 2, 3, 4),
     expected=EXPECTED,

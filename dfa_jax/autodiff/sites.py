@@ -166,6 +166,39 @@ def chain_errors(
     return jax.grad(objective)({s: jnp.zeros(a.shape, a.dtype) for s, a in shapes.items()})
 
 
+def errors_elsewhere(
+    model: Model,
+    at: Model,
+    loss_fn: LossFn,
+    params: Params,
+    batch: Batch,
+    sent: SiteArrays,
+    *,
+    key: PRNGKey | None = None,
+) -> SiteArrays:
+    """What local VJPs make, at other places, of the errors that were sent to the sites.
+
+    Args:
+        model: whose sites the errors were sent to.
+        at: the same module with the places as its sites, for instance its linear maps, whose
+            outputs are the pre-activations.
+        sent: the errors by site of `model`.
+    """
+    shapes = activity_shapes(at, params, batch.inputs)
+    elsewhere = {s: a for s, a in shapes.items() if at.where[s] not in model.places}
+
+    def forward_cut(perturbations):
+        orders = merge_orders(_cut_orders(model), _at_sites(at, "perturb", perturbations))
+        return apply_with_orders(model, params, batch.inputs, orders, key=key)
+
+    zeros = {site: jnp.zeros(a.shape, a.dtype) for site, a in elsewhere.items()}
+    (outputs, activities), pull = jax.vjp(forward_cut, zeros)
+    error = jax.grad(lambda outputs: jnp.mean(loss_fn(outputs, batch.targets)))(outputs)
+    (found,) = pull((error, _like_activities(sent, activities)))
+    names = {place: site for site, place in model.where.items()}
+    return found | {s: sent[names[at.where[s]]] for s in shapes if s not in elsewhere}
+
+
 def activities(
     model: Model, params: Params, inputs: Any, *, key: PRNGKey | None = None
 ) -> tuple[Any, SiteArrays]:

@@ -4,6 +4,7 @@ from dfa_jax.data.base import Dataset as Dataset
 from dfa_jax.data.base import EpochShuffle as EpochShuffle
 from dfa_jax.data.base import ImageArrays as ImageArrays
 from dfa_jax.data.digits import load_digits as load_digits
+from dfa_jax.data.gaussian import GaussianTargets as GaussianTargets
 from dfa_jax.data.images import ImageData as ImageData
 from dfa_jax.data.images import Standardize as Standardize
 from dfa_jax.data.tfds import load_tfds as load_tfds

@@ -30,6 +30,8 @@ class ImageData:
         num_test: test (or validation) examples to use, chosen likewise; default all.
         num_validation: training examples set aside to replace the test set, for tuning; 0 for none.
         image_size: side of the square to resize to, pixels; default as stored.
+        label_noise: fraction of the training labels that are replaced by classes drawn at random,
+            among which may be the right one.
         standardize: to [0, 1], or to mean 0 and deviation 1 of all training pixels or by channel.
     """
 
@@ -39,6 +41,7 @@ class ImageData:
     num_test: int | None = None
     num_validation: int = 0
     image_size: int | None = None
+    label_noise: float = 0.0
     standardize: Standardize = "scalar"
 
     def __post_init__(self):
@@ -55,6 +58,8 @@ class ImageData:
                 f"num_validation is {self.num_validation!r}; expected a number of examples, or 0 to"
                 " keep the test set"
             )
+        if not 0 <= self.label_noise <= 1:
+            raise InputError(f"label_noise is {self.label_noise}; expected a fraction from 0 to 1")
         if self.standardize not in get_args(Standardize):
             raise InputError(unknown("standardize", self.standardize, get_args(Standardize)))
 
@@ -77,7 +82,7 @@ class ImageData:
             array /= scale
         return Dataset(
             name=self.name,
-            train=Batch(images, train.targets),
+            train=Batch(images, _corrupted(train.targets, self.label_noise, source.num_classes)),
             test=Batch(test_images, test.targets),
             num_classes=source.num_classes,
         )
@@ -116,6 +121,14 @@ def _first(field: str, number: int | None, order: np.ndarray, role: str) -> np.n
 
 def _take(batch: Batch, order: np.ndarray) -> Batch:
     return Batch(batch.inputs[order], batch.targets[order])
+
+
+def _corrupted(labels: np.ndarray, fraction: float, num_classes: int) -> np.ndarray:
+    """The labels with a fraction of them redrawn; always the same ones."""
+    random = np.random.RandomState(1)
+    chosen = random.random_sample(len(labels)) < fraction
+    drawn = random.randint(num_classes, size=len(labels))
+    return np.where(chosen, drawn, labels).astype(labels.dtype)
 
 
 def _resized(images: np.ndarray, size: int | None) -> np.ndarray:

@@ -7,12 +7,20 @@ import jax
 from jaxtyping import Array, Float
 
 Activation = Literal["tanh", "relu", "erf", "linear"]
+KernelInit = Literal["lecun_normal", "uniform_fan_in", "zeros"]
 
 ACTIVATIONS = {
     "tanh": jax.numpy.tanh,
     "relu": jax.nn.relu,
     "erf": lambda a: jax.lax.erf(a / 2**0.5),
     "linear": lambda a: a,
+}
+
+KERNEL_INITS = {
+    "lecun_normal": nn.initializers.lecun_normal(),
+    # Uniform on +-1 / sqrt(fan_in), PyTorch's default: a third of LeCun's variance.
+    "uniform_fan_in": nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform"),
+    "zeros": nn.initializers.zeros_init(),
 }
 
 
@@ -22,11 +30,14 @@ class DenseLayer(nn.Module):
     width: int
     activation: Activation
     use_bias: bool = True
+    kernel_init: KernelInit = "lecun_normal"
 
     @nn.compact
     def __call__(self, x: Float[Array, "*batch d_in"]) -> Float[Array, "*batch d_out"]:
         """The activity after the nonlinearity."""
-        return ACTIVATIONS[self.activation](nn.Dense(self.width, use_bias=self.use_bias)(x))
+        kernel_init = KERNEL_INITS[self.kernel_init]
+        dense = nn.Dense(self.width, use_bias=self.use_bias, kernel_init=kernel_init)
+        return ACTIVATIONS[self.activation](dense(x))
 
 
 class MLP(nn.Module):
@@ -37,17 +48,28 @@ class MLP(nn.Module):
         num_outputs: units of the readout.
         activation: `tanh`, `relu`, `erf` (that is erf(a / sqrt 2)) or `linear`.
         use_bias: whether layers and readout have biases.
+        kernel_init: start of all kernels: `lecun_normal`, `uniform_fan_in` (on +-1 / sqrt(fan_in),
+            PyTorch's default) or `zeros`.
     """
 
     widths: tuple[int, ...] = (256, 256)
     num_outputs: int = 10
     activation: Activation = "tanh"
     use_bias: bool = True
+    kernel_init: KernelInit = "lecun_normal"
 
     @nn.compact
     def __call__(self, inputs: Float[Array, "batch ..."]) -> Float[Array, "batch classes"]:
         """Flattens each example; returns the logits."""
         h = inputs.reshape(inputs.shape[0], -1)
         for i, width in enumerate(self.widths):
-            h = DenseLayer(width, self.activation, self.use_bias, name=f"layer_{i}")(h)
-        return nn.Dense(self.num_outputs, use_bias=self.use_bias, name="readout")(h)
+            layer = DenseLayer(
+                width, self.activation, self.use_bias, self.kernel_init, name=f"layer_{i}"
+            )
+            h = layer(h)
+        return nn.Dense(
+            self.num_outputs,
+            use_bias=self.use_bias,
+            kernel_init=KERNEL_INITS[self.kernel_init],
+            name="readout",
+        )(h)

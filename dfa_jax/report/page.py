@@ -25,11 +25,13 @@ def html(recipe: Recipe, records: Sequence[RunRecord]) -> str:
         alt=escape(f"Figure: {recipe.title}"),
         table=html_table(rows),
         caption=emphasise(table.caption(recipe)),
-        header=header(recipe),
+        header=header(recipe.header),
         command=escape(f"python scripts/reproduce.py {recipe.name}"),
         facts=pairs(provenance.facts(records)),
-        settings=pairs(provenance.settings(records)),
-        num_runs=len(records),
+        settings=pairs(provenance.settings([record.config for record in records])),
+        figure_note="Lines: mean over seeds; bands: 95 % interval (Student's t).",
+        runs_title=f"All {len(records)} runs",
+        runs_head="".join(f"<th>{heading}</th>" for heading in provenance.RUN_HEADINGS),
         runs="".join(map(run_line, records)),
     )
 
@@ -100,9 +102,9 @@ def emphasise(words: str) -> str:
     return "".join(f"<em>{part}</em>" if i % 2 else part for i, part in enumerate(parts))
 
 
-def header(recipe: Recipe) -> str:
+def header(docstring: str) -> str:
     """What the recipe file says beyond its title, paper and command."""
-    unwrapped = re.sub(r"\n +", " ", recipe.header)
+    unwrapped = re.sub(r"\n +", " ", docstring)
     _, _, body = unwrapped.partition("\nTime: ")
     time_and_rest = re.sub(r"(?m)^Expect: ", "\n\nExpected: ", f"Time: {body}")
     return "".join(f"<p>{escape(part.strip())}</p>" for part in time_and_rest.split("\n\n"))

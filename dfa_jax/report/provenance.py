@@ -1,7 +1,8 @@
 """Where the numbers of a page come from: environment, settings, single runs."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from dfa_jax.report.series import test_error, train_error
 from dfa_jax.train.config import flatten
@@ -14,15 +15,15 @@ def facts(records: Sequence[RunRecord]) -> list[tuple[str, str]]:
     return merged(environments)
 
 
-def settings(records: Sequence[RunRecord]) -> list[tuple[str, str]]:
-    """The configuration by dotted name; several values where variants differ."""
+def settings(configs: Iterable[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """Recorded configurations by dotted name; several values where they differ."""
     return merged(
         {
             name: json.dumps(value).strip('"')
-            for name, value in flatten(record.config).items()
+            for name, value in flatten(config).items()
             if name != "seed"
         }
-        for record in records
+        for config in configs
     )
 
 
@@ -39,8 +40,21 @@ def merged(tables: Iterable[dict[str, str]]) -> list[tuple[str, str]]:
     return [(name, ", ".join(values)) for name, values in found.items()]
 
 
+RUN_HEADINGS = (
+    "variant",
+    "seed",
+    "test error, %",
+    "train error, %",
+    "test loss, nats",
+    "parameters",
+    "steps",
+    "seconds",
+    "commit",
+)
+
+
 def run_cells(record: RunRecord) -> tuple[str, ...]:
-    """One run: variant, seed, errors, test loss, sizes, seconds, commit."""
+    """One run, under `RUN_HEADINGS`."""
     final = record.final
     return (
         record.variant,

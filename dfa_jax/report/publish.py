@@ -1,17 +1,38 @@
 """A recipe's results as files: `records.jsonl`, `table.md`, `figure.png` and `index.html`."""
 
+import os
 import pathlib
+from typing import Any
 
 from dfa_jax.errors import InputError
-from dfa_jax.report import figure, page, plan, recipe, table
+from dfa_jax.report import catalogue, figure, page, plan, study, study_page, table
+from dfa_jax.report import run as training
 from dfa_jax.report.recipe import Recipe
+from dfa_jax.report.study import Study
 from dfa_jax.train import records
 
 RECORDS = "records.jsonl"
 
 
-def publish(chosen: Recipe, folder: pathlib.Path) -> str:
-    """Writes table, figure and page from the folder's records.
+def run(
+    chosen: Recipe | Study,
+    results_dir: pathlib.Path,
+    *,
+    data_dir: pathlib.Path | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Makes what the records lack; a stop loses at most the run, or the case, in progress."""
+    if isinstance(chosen, Study):
+        if data_dir:  # a case finds its data by itself, where the environment says
+            os.environ["TFDS_DATA_DIR"] = str(data_dir)
+        study.run(chosen, results_dir / chosen.source / RECORDS, overwrite=overwrite)
+    else:
+        path = results_dir / chosen.name / RECORDS
+        training.run(chosen, path, data_dir=data_dir, overwrite=overwrite)
+
+
+def publish(chosen: Recipe | Study, results_dir: pathlib.Path) -> str:
+    """Writes table, figure and page from the recipe's records.
 
     Returns:
         The table, and where the page is.
@@ -19,21 +40,38 @@ def publish(chosen: Recipe, folder: pathlib.Path) -> str:
     Raises:
         InputError: there are no records yet, or some were made with another configuration.
     """
-    held = plan.matching(chosen, records.read_runs(folder / RECORDS))
+    held, folder = held_runs(chosen, results_dir), results_dir / chosen.name
     if not held:
         raise InputError(
             f"no runs of '{chosen.name}' in {folder}; leave out --report-only to make them"
         )
-    shown = table.markdown(chosen, table.rows(chosen, held))
+    if isinstance(chosen, Study):
+        shown = study_page.markdown(chosen, held)
+        image, content = study_page.figure(chosen, held), study_page.html(chosen, held)
+    else:
+        shown = table.markdown(chosen, table.rows(chosen, held))
+        image, content = figure.draw(chosen.figure, held), page.html(chosen, held)
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "table.md").write_text(shown)
-    (folder / "figure.png").write_bytes(figure.draw(chosen.figure, held))
-    (folder / "index.html").write_text(page.html(chosen, held))
+    (folder / "figure.png").write_bytes(image)
+    (folder / "index.html").write_text(content)
     return f"{shown}\nPage: {folder / 'index.html'}"
+
+
+def held_runs(chosen: Recipe | Study, results_dir: pathlib.Path) -> list[Any]:
+    """The recorded runs, or cases, that belong to a recipe.
+
+    Raises:
+        InputError: some were made with another configuration.
+    """
+    if isinstance(chosen, Study):
+        return study.matching(chosen, study.read(results_dir / chosen.source / RECORDS))
+    return plan.matching(chosen, records.read_runs(results_dir / chosen.name / RECORDS))
 
 
 def listing(results_dir: pathlib.Path) -> str:
     """Every recipe: its paper, its time, and whether its results are in."""
-    found = [recipe.load(name) for name in recipe.names()]
+    found = [catalogue.load(name) for name in catalogue.names()]
     lines = [
         (one.name, f"{one.minutes:g} min", progress(one, results_dir), one.paper) for one in found
     ]
@@ -45,13 +83,18 @@ def listing(results_dir: pathlib.Path) -> str:
     )
 
 
-def progress(chosen: Recipe, results_dir: pathlib.Path) -> str:
-    """`complete`, `k of n runs`, `none`, or `outdated`: made with another configuration."""
-    held = records.read_runs(results_dir / chosen.name / RECORDS)
-    if plan.outdated(chosen, held):
+def progress(chosen: Recipe | Study, results_dir: pathlib.Path) -> str:
+    """`complete`, `k of n runs` or cases, `none`, or `outdated`: of another configuration."""
+    try:
+        held = held_runs(chosen, results_dir)
+    except InputError:
         return "outdated"
-    done = {(record.variant, record.seed) for record in plan.matching(chosen, held)}
-    needed = {(one.variant, one.seed) for one in plan.plan(chosen)}
-    if needed <= done:
+    if isinstance(chosen, Study):
+        done, needed, unit = len(held), len(chosen.cases), "cases"
+    else:
+        runs = {(one.variant, one.seed) for one in plan.plan(chosen)}
+        done = len(runs & {(record.variant, record.seed) for record in held})
+        needed, unit = len(runs), "runs"
+    if done == needed:
         return "complete"
-    return f"{len(needed & done)} of {len(needed)} runs" if needed & done else "none"
+    return f"{done} of {needed} {unit}" if done else "none"

@@ -4,8 +4,8 @@ import pathlib
 import re
 
 from dfa_jax.errors import InputError
-from dfa_jax.report import plan, publish, recipe, table, text
-from dfa_jax.train import records
+from dfa_jax.report import catalogue, finding, publish, study_page, table, text
+from dfa_jax.report.study import Study
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 _MOST_ROWS = 8  # a longer table is one link away
@@ -27,29 +27,37 @@ def fill(readme: pathlib.Path, results_dir: pathlib.Path) -> None:
 
 def section(results_dir: pathlib.Path) -> str:
     """A heading, a table and a figure per recipe whose runs are all in."""
-    parts = [_recipe(name, results_dir) for name in recipe.names()]
+    parts = [_recipe(name, results_dir) for name in catalogue.names()]
     return "\n\n".join(part for part in parts if part) or "None yet."
 
 
 def _recipe(name: str, results_dir: pathlib.Path) -> str:
-    chosen = recipe.load(name)
+    chosen = catalogue.load(name)
     folder = results_dir / name
     if publish.progress(chosen, results_dir) != "complete":
         return ""
-    held = plan.matching(chosen, records.read_runs(folder / publish.RECORDS))
-    rows = table.rows(chosen, held)
+    held, where = publish.held_runs(chosen, results_dir), folder.as_posix()
     commits = sorted({record.environment["commit"] or "unknown" for record in held})
-    where = folder.as_posix()
-    lines = [f"**{chosen.title}** (`python scripts/reproduce.py {name}`)", ""]
-    if len(rows) <= _MOST_ROWS:
-        lines += [*_table(rows), ""]
-    lines += [
-        f"![{chosen.title}]({where}/figure.png)",
-        "",
-        f"{len(held)} runs, seeds {', '.join(map(str, chosen.seeds))}; made at commit"
-        f" {', '.join(commits)}; [table]({where}/table.md), [records]({where}/{publish.RECORDS}).",
-    ]
-    return "\n".join(lines)
+    if isinstance(chosen, Study):
+        shown = [finding.summary(study_page.findings(chosen, held))]
+        made = f"{len(held)} cases"
+    else:
+        rows = table.rows(chosen, held)
+        shown = _table(rows) if len(rows) <= _MOST_ROWS else []
+        made = f"{len(held)} runs, seeds {', '.join(map(str, chosen.seeds))}"
+    source = (results_dir / getattr(chosen, "source", name)).as_posix()
+    return "\n".join(
+        [
+            f"**{chosen.title}** (`python scripts/reproduce.py {name}`)",
+            "",
+            *shown,
+            *([""] if shown else []),
+            f"![{chosen.title}]({where}/figure.png)",
+            "",
+            f"{made}; made at commit {', '.join(commits)}; [table]({where}/table.md),"
+            f" [records]({source}/{publish.RECORDS}).",
+        ]
+    )
 
 
 def _table(rows: list[table.Row]) -> list[str]:

@@ -1,18 +1,14 @@
 """A recipe: which runs make a paper's table or figure, and what the paper found."""
 
 import dataclasses
-import pathlib
-import runpy
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
 from dfa_jax.errors import InputError, unknown
 from dfa_jax.train.config import TrainConfig
 
 BASELINE = "backprop"
 """The rule that the others are compared with."""
-
-CONFIGS = pathlib.Path(__file__).resolve().parents[2] / "configs"
 
 Provenance = Literal[
     "paper abstract", "paper table", "second-hand", "memory, unverified", "own measurement"
@@ -56,8 +52,8 @@ class Recipe:
         seeds: each variant runs once a seed.
         expected: numbers to compare with.
         figure: name of the figure in `report.figure.FIGURES`.
-        name: path under `configs/` without the suffix; `load` sets it.
-        header: the file's docstring; `load` sets it.
+        name: path under `configs/` without the suffix; `catalogue.load` sets it.
+        header: the file's docstring; `catalogue.load` sets it.
     """
 
     title: str
@@ -94,49 +90,3 @@ def group_of(variant: str) -> str:
     ('tanh', '')
     """
     return variant.rpartition("/")[0]
-
-
-def names() -> list[str]:
-    """All recipes, by path under `configs/` without the suffix."""
-    paths = (path.relative_to(CONFIGS) for path in CONFIGS.rglob("*.py"))
-    return sorted(path.with_suffix("").as_posix() for path in paths)
-
-
-def load(name: str) -> Recipe:
-    """The `RECIPE` of a file under `configs/`, with its name and header.
-
-    Raises:
-        InputError: there is no such file, or it holds no recipe.
-
-    >>> load("quickstart").name
-    'quickstart'
-    """
-    module = run_file(name)
-    found = module.get("RECIPE")
-    if not isinstance(found, Recipe):
-        raise InputError(f"configs/{plain(name)}.py defines no RECIPE; see configs/quickstart.py")
-    return dataclasses.replace(found, name=plain(name), header=(module["__doc__"] or "").strip())
-
-
-def load_config(name: str) -> TrainConfig:
-    """The `CONFIG` of a file under `configs/`: what `scripts/train.py NAME` trains.
-
-    Raises:
-        InputError: there is no such file, or it holds no configuration.
-    """
-    found = run_file(name).get("CONFIG")
-    if not isinstance(found, TrainConfig):
-        raise InputError(f"configs/{plain(name)}.py defines no CONFIG; see configs/quickstart.py")
-    return found
-
-
-def run_file(name: str) -> dict[str, Any]:
-    """What a file defines; `configs/NAME.py`, as a shell completes it, is understood too."""
-    if plain(name) not in names():
-        raise InputError(unknown("recipe", plain(name), names()))
-    return runpy.run_path(str(CONFIGS / f"{plain(name)}.py"))
-
-
-def plain(name: str) -> str:
-    """A recipe's name without the folder and the suffix."""
-    return name.removeprefix("configs/").removesuffix(".py")

@@ -1,7 +1,6 @@
 """Runs what a recipe's records lack, one appended record a run."""
 
 import dataclasses
-import os
 import pathlib
 import statistics
 from collections.abc import Callable, Sequence
@@ -26,7 +25,7 @@ def run(
     """Makes the runs that `path` does not hold yet; a stop loses at most the run in progress.
 
     Args:
-        recipe: what to run, as `recipe.load` gives it.
+        recipe: what to run, as `catalogue.load` gives it.
         path: the records, JSON lines.
         data_dir: where data sets are, in place of the configurations' own.
         overwrite: replace recorded runs whose configuration has changed, rather than refuse.
@@ -38,7 +37,6 @@ def run(
     Raises:
         InputError: a recorded run has another configuration and `overwrite` is not set.
     """
-    drop_unfinished_line(path)
     if overwrite:
         drop_outdated(recipe, path)
     held = plan.matching(recipe, records.read_runs(path))
@@ -83,24 +81,9 @@ def seconds_left(todo: Sequence[plan.Planned], held: Sequence[RunRecord]) -> flo
     return sum(last.get(one.variant, anything) for one in todo)
 
 
-def drop_unfinished_line(path: pathlib.Path) -> None:
-    """Cuts off a last line that a stop left without its end, or the next record would join it."""
-    if path.exists():
-        content = path.read_bytes()
-        whole = content.rfind(b"\n") + 1
-        if whole < len(content):
-            os.truncate(path, whole)
-
-
 def drop_outdated(recipe: Recipe, path: pathlib.Path) -> None:
-    """Rewrites the records without those of another configuration, in one atomic step."""
+    """Rewrites the records without those of another configuration."""
     held = records.read_runs(path)
     outdated = {id(record) for record in plan.outdated(recipe, held)}
     if outdated:
-        draft = path.with_suffix(".draft")
-        draft.unlink(missing_ok=True)
-        draft.touch()
-        for record in held:
-            if id(record) not in outdated:
-                records.append(draft, record)
-        draft.replace(path)
+        records.rewrite(path, [record for record in held if id(record) not in outdated])

@@ -1,5 +1,6 @@
 """Curves over seeds, ready to draw: records in, arrays out."""
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
@@ -57,7 +58,7 @@ def train_error(evaluation: Evaluation) -> float:
 
 
 def alignment(evaluation: Evaluation) -> dict[str, float]:
-    """Gradient alignment by site, in forward order."""
+    """Gradient alignment by site."""
     found = evaluation.metrics.items()
     return {name.removeprefix(ALIGNMENT): v for name, v in found if name.startswith(ALIGNMENT)}
 
@@ -68,9 +69,13 @@ def mean_alignment(evaluation: Evaluation) -> float:
 
 
 def aligned_sites(runs: Sequence[RunRecord]) -> list[str]:
-    """Sites with a finite gradient alignment anywhere, in forward order."""
-    sites: dict[str, None] = {}
+    """Sites with a finite gradient alignment anywhere, in the order of their names.
+
+    Numbers in names count by value, so numbered layers are in forward order (records are not: what
+    comes out of a compiled function is sorted by letters).
+    """
+    sites: set[str] = set()
     for run in runs:
         for evaluation in run.curve:
-            sites |= {s: None for s, value in alignment(evaluation).items() if np.isfinite(value)}
-    return list(sites)
+            sites |= {s for s, value in alignment(evaluation).items() if np.isfinite(value)}
+    return sorted(sites, key=lambda site: [part.zfill(9) for part in re.split(r"(\d+)", site)])

@@ -94,7 +94,7 @@ details + details { margin-top: 10px; }
 <source srcset="$dark" media="(prefers-color-scheme: dark)">
 <img src="$light" alt="$alt">
 </picture>
-<p class="note">Lines: mean over seeds; bands: 95 % interval (Student's t).</p>
+<p class="note">$figure_note</p>
 </section>
 <section>
 <h2>Results</h2>
@@ -113,11 +113,9 @@ $header
 <dl>$settings</dl>
 </details>
 <details>
-<summary>All $num_runs runs</summary>
+<summary>$runs_title</summary>
 <div class="scroll"><table>
-<thead><tr><th>variant</th><th>seed</th><th>test error, %</th><th>train error, %</th>
-<th>test loss, nats</th><th>parameters</th><th>steps</th><th>seconds</th><th>commit</th></tr>
-</thead>
+<thead>$runs_head</thead>
 <tbody>$runs</tbody>
 </table></div>
 </details>

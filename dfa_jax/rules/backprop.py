@@ -19,8 +19,8 @@ class Backprop(LearningRule):
         found = sites.chain_gradients(model, loss_fn, params, batch, {}, key=forward_key)
         return GradEstimate(*found, rule_state)
 
-    def errors(self, key, model, loss_fn, params, rule_state, batch) -> SiteArrays:
+    def errors(self, key, model, loss_fn, params, rule_state, batch, at=None) -> SiteArrays:
         """`dL/dh_l` at every site."""
         del rule_state  # there is none
         forward_key, _ = jax.random.split(key)
-        return sites.chain_errors(model, loss_fn, params, batch, {}, key=forward_key)
+        return sites.chain_errors(at or model, loss_fn, params, batch, {}, key=forward_key)

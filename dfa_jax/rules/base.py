@@ -65,15 +65,27 @@ class LearningRule(abc.ABC):
         params: Params,
         rule_state: RuleState,
         batch: Batch,
+        at: Model | None = None,
     ) -> SiteArrays:
-        """The error that `estimate` delivers to each site, `[*batch, *features]`."""
+        """The error that `estimate` delivers to each site, `[*batch, *features]`.
+
+        With `at`, the same module with other sites, it is the error that arrives at those.
+        """
+
+    def weight_targets(
+        self, model: Model, params: Params, rule_state: RuleState
+    ) -> dict[str, Array]:
+        """What each kernel aligns with under this rule, by linear map; empty where undefined."""
+        del model, params, rule_state  # undefined unless the rule says otherwise
+        return {}
 
     def weight_alignment(
         self, model: Model, params: Params, rule_state: RuleState
     ) -> dict[str, Float[Array, ""]]:
-        """Cosine between forward and feedback matrices by linear map, where the rule defines it."""
-        del model, params, rule_state  # undefined unless the rule says otherwise
-        return {}
+        """Cosine between each kernel and its target, by linear map."""
+        forward = kernels(model, params)
+        targets = self.weight_targets(model, params, rule_state)
+        return {name: tree.cosine(forward[name], target) for name, target in targets.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,9 +123,13 @@ class SiteRule(LearningRule):
         found = self._gradients(key, model, loss_fn, params, rule_state, batch)
         return GradEstimate(found.loss, found.outputs, found.grads, rule_state)
 
-    def errors(self, key, model, loss_fn, params, rule_state, batch) -> SiteArrays:
-        """What `send` answers for this batch."""
-        return self._gradients(key, model, loss_fn, params, rule_state, batch).errors
+    def errors(self, key, model, loss_fn, params, rule_state, batch, at=None) -> SiteArrays:
+        """What `send` answers for this batch, and what local VJPs make of it elsewhere."""
+        sent = self._gradients(key, model, loss_fn, params, rule_state, batch).errors
+        if at is None:
+            return sent
+        forward_key, _ = jax.random.split(key)
+        return sites.errors_elsewhere(model, at, loss_fn, params, batch, sent, key=forward_key)
 
     def _gradients(self, key, model, loss_fn, params, rule_state, batch) -> sites.SiteGradients:
         forward_key, rule_key = jax.random.split(key)
@@ -145,16 +161,16 @@ class ChainRule(LearningRule):
         )
         return GradEstimate(loss, outputs, grads, rule_state)
 
-    def errors(self, key, model, loss_fn, params, rule_state, batch) -> SiteArrays:
+    def errors(self, key, model, loss_fn, params, rule_state, batch, at=None) -> SiteArrays:
         """The error that reaches each site along the substituted chain."""
         forward_key, rule_key = jax.random.split(key)
         feedback = self.feedback(rule_key, model, params, rule_state)
-        return sites.chain_errors(model, loss_fn, params, batch, feedback, key=forward_key)
+        return sites.chain_errors(at or model, loss_fn, params, batch, feedback, key=forward_key)
 
-    def weight_alignment(self, model, params, rule_state) -> dict[str, Float[Array, ""]]:
-        """`cos(W_l, B_l)` of every linear map but the first."""
+    def weight_targets(self, model, params, rule_state) -> dict[str, Array]:
+        """`B_l` of every linear map but the first, whose feedback no parameter reads."""
         feedback = self.feedback(jax.random.key(0), model, params, rule_state)
-        return chain_alignment(model, params, feedback)
+        return {name: feedback[name] for name in list(model.linear_maps)[1:]}
 
 
 def kernels(model: Model, params: Params) -> dict[str, Any]:
@@ -163,11 +179,3 @@ def kernels(model: Model, params: Params) -> dict[str, Any]:
     return {
         name: tree.get(params, (*linear_map.path, "kernel")) for name, linear_map in maps.items()
     }
-
-
-def chain_alignment(
-    model: Model, params: Params, feedback: dict[str, Array]
-) -> dict[str, Float[Array, ""]]:
-    """`cos(W_l, B_l)` by linear map; not for the first, whose feedback no parameter reads."""
-    named = list(kernels(model, params).items())[1:]
-    return {name: tree.cosine(kernel, feedback[name]) for name, kernel in named}

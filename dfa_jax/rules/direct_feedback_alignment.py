@@ -8,7 +8,6 @@ from typing import Literal
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from dfa_jax import tree
 from dfa_jax.autodiff import sites
 from dfa_jax.rules import draw
 from dfa_jax.rules.base import SiteRule, kernels
@@ -90,8 +89,8 @@ class DirectFeedbackAlignment(SiteRule):
             signs = jnp.where(jnp.abs(error) * num_examples > self.ternary_threshold, signs, 0)
         return signs / num_examples
 
-    def weight_alignment(self, model, params, rule_state) -> dict[str, Float[Array, ""]]:
-        """`cos(W_l, B_{l-1}^T B_l)` by linear map above the first; `cos(W_L, B_{L-1}^T)` on top.
+    def weight_targets(self, model, params, rule_state) -> dict[str, Array]:
+        """`B_{l-1}^T B_l` by linear map above the first; `B_{L-1}^T` on top.
 
         Defined where the linear maps are a chain with a site behind each but the last and the error
         is read at the logits; empty otherwise. Source: Refinetti et al. (2021), arXiv 2011.12428.
@@ -108,8 +107,8 @@ class DirectFeedbackAlignment(SiteRule):
         ]
         matrices.append(jnp.eye(matrices[0].shape[0]))  # the outputs get e itself
         return {
-            name: tree.cosine(kernel, below.T @ above)
-            for (name, kernel), (below, above) in zip(
+            name: below.T @ above
+            for (name, _), (below, above) in zip(
                 above_first, itertools.pairwise(matrices), strict=True
             )
         }

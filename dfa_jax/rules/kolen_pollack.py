@@ -4,13 +4,13 @@ import dataclasses
 import math
 
 import jax
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from dfa_jax import tree
 from dfa_jax.autodiff import sites
 from dfa_jax.errors import InputError
 from dfa_jax.rules import draw
-from dfa_jax.rules.base import GradEstimate, LearningRule, chain_alignment, kernels
+from dfa_jax.rules.base import GradEstimate, LearningRule, kernels
 from dfa_jax.types import Params, RuleState, SiteArrays
 
 _FEEDBACK = "feedback"
@@ -67,17 +67,18 @@ class KolenPollack(LearningRule):
             grads = tree.put(grads, (*path, _FEEDBACK), outer + self.decay * learned[name])
         return GradEstimate(loss, outputs, grads, rule_state)
 
-    def errors(self, key, model, loss_fn, params, rule_state, batch) -> SiteArrays:
+    def errors(self, key, model, loss_fn, params, rule_state, batch, at=None) -> SiteArrays:
         """The error that reaches each site along the learned chain."""
         del rule_state  # the feedback is in the parameters
         forward_key, _ = jax.random.split(key)
         learned = self._learned(model, params)
-        return sites.chain_errors(model, loss_fn, params, batch, learned, key=forward_key)
+        return sites.chain_errors(at or model, loss_fn, params, batch, learned, key=forward_key)
 
-    def weight_alignment(self, model, params, rule_state) -> dict[str, Float[Array, ""]]:
-        """`cos(W_l, B_l)` of every linear map but the first."""
+    def weight_targets(self, model, params, rule_state) -> dict[str, Array]:
+        """`B_l` of every linear map but the first."""
         del rule_state  # the feedback is in the parameters
-        return chain_alignment(model, params, self._learned(model, params))
+        learned = self._learned(model, params)
+        return {name: learned[name] for name in list(model.linear_maps)[1:]}
 
     def _learned(self, model, params) -> dict[str, Array]:
         return {

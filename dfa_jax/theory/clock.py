@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Int32
 
 from dfa_jax.errors import InputError
@@ -13,7 +14,7 @@ from dfa_jax.errors import InputError
 
 def check_times(times: Any) -> None:
     """Refuses times that do not ascend from 0 or later; traced ones pass."""
-    if isinstance(times, jax.core.Tracer):
+    if isinstance(times, Tracer):
         return
     values = np.asarray(times)
     if values.ndim != 1 or len(values) < 2 or values[0] < 0 or not np.all(np.diff(values) > 0):

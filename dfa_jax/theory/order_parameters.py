@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float
 
 from dfa_jax.errors import InputError
@@ -103,7 +104,7 @@ def check(op: OrderParameters) -> None:
                 f"{name} has shape {getattr(op, name).shape}; with K = {K} students (v) and M = {M}"
                 f" teachers (v_teacher) it is {shape}"
             )
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in op):
+    if any(isinstance(leaf, Tracer) for leaf in op):
         return
     C = np.asarray(covariance(op), np.float64)
     if not np.isfinite(C).all():

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import flax.linen as nn
+import numpy as np
 
-from dfa_jax.data import ImageData
+from dfa_jax.data import GaussianTargets, ImageData
 from dfa_jax.errors import InputError
 from dfa_jax.losses import LOSSES
 from dfa_jax.models import MLP
@@ -22,7 +23,7 @@ class TrainConfig:
     """A training run: data, model, learning rule, optimiser and schedule.
 
     Attributes:
-        data: which images.
+        data: which examples.
         model: the Flax module to train.
         sites: its credit sites, submodule paths or glob patterns.
         rule: the learning rule.
@@ -31,13 +32,16 @@ class TrainConfig:
         batch_size: examples a step, over all devices.
         num_epochs: passes over the training set.
         eval_every: epochs between evaluations (and checkpoints).
+        log_evaluations: this many evaluations at logarithmically spaced steps, from the first step
+            to the last, in place of evenly spaced ones; 0 for those.
         alignment_examples: training examples on which alignment and norms are measured at each
             evaluation; 0 for none.
         seed: of parameters, feedback and order of examples.
+        feedback_seed: of the rule's feedback, where runs of several seeds are to share it.
         model_axis: devices over which each layer's width is split.
     """
 
-    data: ImageData = ImageData()
+    data: ImageData | GaussianTargets = ImageData()
     model: nn.Module = MLP()
     sites: tuple[str, ...] = ("layer_*",)
     rule: LearningRule = Backprop()
@@ -46,8 +50,10 @@ class TrainConfig:
     batch_size: int = 128
     num_epochs: float = 10.0
     eval_every: float = 1.0
+    log_evaluations: int = 0
     alignment_examples: int = 256
     seed: int = 0
+    feedback_seed: int | None = None
     model_axis: int = 1
 
     def __post_init__(self):
@@ -55,13 +61,24 @@ class TrainConfig:
             value = getattr(self, name)
             if not (value > 0 and math.isfinite(value)):
                 raise InputError(f"{name} is {value}; expected a positive finite number")
-        for name in ("alignment_examples", "seed"):
-            if not 0 <= getattr(self, name) < 2**31:
-                raise InputError(
-                    f"{name} is {getattr(self, name)}; expected an integer from 0 to 2**31 - 1"
-                )
+        for name in ("alignment_examples", "log_evaluations", "seed", "feedback_seed"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < 2**31:
+                raise InputError(f"{name} is {value}; expected an integer from 0 to 2**31 - 1")
         if self.loss not in LOSSES:
             raise InputError(f"loss is '{self.loss}'; expected one of {', '.join(LOSSES)}")
+
+    def evaluation_steps(self, num_steps: int, steps_per_epoch: int) -> list[int]:
+        """After which steps to evaluate; the last one is always among them.
+
+        >>> TrainConfig(log_evaluations=4).evaluation_steps(1000, steps_per_epoch=100)
+        [1, 10, 100, 1000]
+        """
+        if self.log_evaluations:
+            steps = np.round(np.geomspace(1, num_steps, self.log_evaluations))
+            return [*map(int, np.unique(steps))]
+        every = max(1, round(self.eval_every * steps_per_epoch))
+        return [*range(every, num_steps, every), num_steps]
 
 
 _LINEN_FIELDS = ("parent", "name")

@@ -93,24 +93,27 @@ def fit(
     >>> fit(few, progress=False).record.num_steps
     4
     """
-    mesh = sharding.make_mesh(model_axis=config.model_axis, batch_size=config.batch_size)
     dataset = config.data.load()
     source = EpochShuffle(len(dataset.train.targets), config.batch_size, config.seed)
     num_steps = max(1, round(config.num_epochs * source.steps_per_epoch))
-    program = Program(
-        _checked_model(config, dataset),
-        config.rule,
-        config.loss,
-        config.optimizer,
-        num_steps,
-        mesh,
-    )
+    program = make_program(config, dataset, num_steps)
     run = _Run(config, program, dataset, source)
     if run_dir is None:
         return run.train(progress)
     directory = RunDirectory.open(pathlib.Path(run_dir), config, resume=resume, overwrite=overwrite)
     with Checkpoints(directory.checkpoints) as checkpoints:
         return run.train(progress, directory, checkpoints)
+
+
+def make_program(config: TrainConfig, dataset: Dataset, num_steps: int) -> Program:
+    """What the compiled functions of this run depend on.
+
+    Raises:
+        InputError: the devices, or the data, do not fit the configuration.
+    """
+    mesh = sharding.make_mesh(model_axis=config.model_axis, batch_size=config.batch_size)
+    model = _checked_model(config, dataset)
+    return Program(model, config.rule, config.loss, config.optimizer, num_steps, mesh)
 
 
 def _checked_model(config: TrainConfig, dataset: Dataset) -> Model:
@@ -154,7 +157,7 @@ class _Run:
         everywhere = sharding.replicated(program.mesh)
         self.train_data = jax.device_put(dataset.train, everywhere)
         self.test_data = jax.device_put(dataset.test, everywhere)
-        self.eval_steps = max(1, round(config.eval_every * source.steps_per_epoch))
+        self.ends = config.evaluation_steps(program.num_steps, source.steps_per_epoch)
         self.curve: list[Evaluation] = []
         self.elapsed_before = 0.0
         self.started = time.perf_counter()
@@ -179,8 +182,7 @@ class _Run:
             ) as bar,
         ):
             step = first
-            while step < self.program.num_steps:
-                end = min(step + self.eval_steps - step % self.eval_steps, self.program.num_steps)
+            for end in (end for end in self.ends if end > first):
                 state, means = self._steps(state, step, end, bar)
                 evaluation = self._evaluate(state, end, means)
                 self.curve.append(evaluation)
@@ -200,9 +202,9 @@ class _Run:
     ) -> TrainState:
         """Freshly drawn on the devices where it stays, or restored there."""
         example = jax.tree.map(lambda a: a[: self.config.batch_size], self.train_data)
-        key = jax.random.key(self.config.seed)
+        keys = seed_keys(self.config)
         init = functools.partial(draw_state, program=self.program)
-        abstract = jax.eval_shape(init, key, example)
+        abstract = jax.eval_shape(init, *keys, example)
         shardings = sharding.state_shardings(self.program.mesh, abstract)
         if directory and checkpoints and checkpoints.latest is not None:
             like = jax.tree.map(
@@ -214,7 +216,7 @@ class _Run:
             return state
         if directory:
             directory.curve_until(0)
-        return init(key, example)
+        return init(*keys, example)
 
     def _steps(
         self, state: TrainState, start: int, end: int, bar: tqdm.tqdm
@@ -299,11 +301,19 @@ class _Run:
         )
 
 
+def seed_keys(config: TrainConfig) -> tuple[PRNGKey, PRNGKey | None]:
+    """The run's key, and that of its feedback if it has one of its own."""
+    own = config.feedback_seed
+    return jax.random.key(config.seed), None if own is None else jax.random.key(own)
+
+
 @functools.partial(jax.jit, static_argnames="program")
-def draw_state(key: PRNGKey, batch: Batch, *, program: Program) -> TrainState:
+def draw_state(
+    key: PRNGKey, feedback_key: PRNGKey | None, batch: Batch, *, program: Program
+) -> TrainState:
     """`init_state` on the devices where the state stays; one compilation serves every seed."""
     parts = {name: part for name, part in program.parts.items() if name != "loss_fn"}
-    state = init_state(key, batch, **parts)
+    state = init_state(key, batch, feedback_key=feedback_key, **parts)
     return jax.lax.with_sharding_constraint(state, sharding.state_shardings(program.mesh, state))
 
 

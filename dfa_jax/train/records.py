@@ -4,9 +4,11 @@ import dataclasses
 import functools
 import importlib.metadata
 import json
+import os
 import pathlib
 import platform
 import subprocess
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from dfa_jax.errors import InputError
@@ -75,8 +77,20 @@ class RunRecord:
 def append(path: pathlib.Path, record: Any) -> None:
     """Adds a dataclass instance to a file as one line of JSON."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    drop_unfinished_line(path)
     with path.open("a") as file:
         file.write(json.dumps(dataclasses.asdict(record)) + "\n")
+
+
+def drop_unfinished_line(path: pathlib.Path) -> None:
+    """Cuts off a last line that a stop left without its end, or the next record would join it."""
+    if path.exists() and path.stat().st_size:
+        with path.open("rb+") as file:
+            file.seek(-1, os.SEEK_END)
+            if file.read() == b"\n":
+                return
+            content = path.read_bytes()
+            file.truncate(content.rfind(b"\n") + 1)
 
 
 def read_runs(path: pathlib.Path) -> list[RunRecord]:
@@ -85,21 +99,44 @@ def read_runs(path: pathlib.Path) -> list[RunRecord]:
     Raises:
         InputError: a line is not a run record; a last line that a stop cut short is left out.
     """
+
+    def parse(fields: dict[str, Any]) -> RunRecord:
+        fields["curve"] = tuple(Evaluation(**evaluation) for evaluation in fields["curve"])
+        return RunRecord(**fields)
+
+    return read_lines(path, parse)
+
+
+def read_lines(path: pathlib.Path, parse: Callable[[dict[str, Any]], Any]) -> list[Any]:
+    """Every whole line of a file, parsed; none if there is no file.
+
+    Raises:
+        InputError: a line is not JSON, or `parse` does not accept its fields.
+    """
     if not path.exists():
         return []
     *lines, unfinished = path.read_text().split("\n")
     del unfinished  # "" after a whole last line
-    runs = []
+    found = []
     for number, line in enumerate(lines, start=1):
         try:
-            fields = json.loads(line)
-            fields["curve"] = tuple(Evaluation(**evaluation) for evaluation in fields["curve"])
-            runs.append(RunRecord(**fields))
+            found.append(parse(json.loads(line)))
         except (json.JSONDecodeError, TypeError, KeyError) as error:
             raise InputError(
                 f"{path}, line {number} is not a run record ({error}); mend or delete that line"
             ) from error
-    return runs
+    return found
+
+
+def rewrite(path: pathlib.Path, kept: Sequence[Any]) -> None:
+    """Replaces a file's records in one atomic step; without a file there is nothing to do."""
+    if path.exists():
+        draft = path.with_suffix(".draft")
+        draft.unlink(missing_ok=True)
+        draft.touch()
+        for record in kept:
+            append(draft, record)
+        draft.replace(path)
 
 
 @functools.cache
@@ -119,7 +156,7 @@ def environment() -> dict[str, str]:
 
 
 def _commit() -> str:
-    """The checkout's commit, with `+` if files differ from it; "" outside a checkout."""
+    """The checkout's commit, with `+` if its code differs from it; "" outside a checkout."""
     root = pathlib.Path(__file__).resolve().parents[2]
 
     def git(*words: str) -> str:
@@ -131,5 +168,5 @@ def _commit() -> str:
     if pathlib.Path(git("rev-parse", "--show-toplevel") or "/nonexistent") != root:
         return ""
     return git("rev-parse", "--short=12", "HEAD") + (
-        "+" if git("status", "--porcelain", "-uno") else ""
+        "+" if git("status", "--porcelain", "-uno", "--", ":/", ":(exclude)results") else ""
     )

@@ -37,12 +37,16 @@ def init_state(
     model: Model,
     rule: LearningRule,
     tx: optax.GradientTransformation,
+    feedback_key: PRNGKey | None = None,
 ) -> TrainState:
     """Draws parameters and the rule's state from separate keys.
 
     The parameters depend on the key alone, not on the rule: runs of one seed under several rules
-    start from the same network.
+    start from the same network. With `feedback_key` the rule's state depends on that one alone, and
+    runs of several seeds can share their feedback.
     """
     params_key, rule_key, run_key = jax.random.split(key, 3)
+    if feedback_key is not None:
+        rule_key = feedback_key
     params, rule_state = rule.init(rule_key, model, model.init(params_key, batch.inputs), batch)
     return TrainState(jnp.zeros((), jnp.int32), params, rule_state, tx.init(params), run_key)

@@ -1,15 +1,19 @@
 """Every recipe file: it loads, says what it must, and runs shrunk from first run to page."""
 
+import html
 import re
 
 import pytest
 
-from dfa_jax.report import plan, publish, recipe, run, table
+from dfa_jax.report import catalogue, plan, publish, run, study_page, table
 from dfa_jax.report.shrink import shrink
+from dfa_jax.report.study import Study
 from dfa_jax.train import records as files
 from dfa_jax.train.config import rule_name
 
-NAMES = recipe.names()
+NAMES = catalogue.names()
+STUDIES = [name for name in NAMES if isinstance(catalogue.load(name), Study)]
+TRAININGS = [name for name in NAMES if name not in STUDIES]
 
 
 def test_there_are_recipes():
@@ -21,7 +25,7 @@ def test_there_are_recipes():
 @pytest.mark.parametrize("name", NAMES)
 def test_header(name):
     """Oracle: the convention; title, paper, exact command, time, expectation, in this order."""
-    found = recipe.load(name)
+    found = catalogue.load(name)
     title, *rest = found.header.splitlines()
     assert title.endswith((".", "?"))
     unwrapped = re.sub(r"\n +", " ", "\n".join(rest))
@@ -32,11 +36,11 @@ def test_header(name):
     assert lines["Time"].startswith(f"{found.minutes:g} min on 2 cores")
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", TRAININGS)
 def test_definitions(name):
     """Oracle: invariant; CONFIG is a variant, EXPECTED is the recipe's, labels name rules."""
-    module, found = recipe.run_file(name), recipe.load(name)
-    assert recipe.load_config(name) in found.variants.values()
+    module, found = catalogue.run_file(name), catalogue.load(name)
+    assert catalogue.load_config(name) in found.variants.values()
     assert module["EXPECTED"] == found.expected
     for one in plan.plan(found):
         assert one.variant.rpartition("/")[2] == rule_name(one.config.rule)
@@ -45,19 +49,42 @@ def test_definitions(name):
 
 @pytest.mark.recipe
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[] if n == "quickstart" else pytest.mark.slow) for n in NAMES]
+    "name",
+    [pytest.param(n, marks=[] if n == "quickstart" else pytest.mark.slow) for n in TRAININGS],
 )
 def test_shrunk_recipe_runs_to_its_page(name, tmp_path):
     """Oracle: invariant; every variant and rule of the recipe is on record and on the page."""
-    small = shrink(recipe.load(name))
-    run.run(small, tmp_path / publish.RECORDS, say=str)
+    small = shrink(catalogue.load(name))
+    folder = tmp_path / name
+    run.run(small, folder / publish.RECORDS, say=str)
     printed = publish.publish(small, tmp_path)
-    held = files.read_runs(tmp_path / publish.RECORDS)
+    held = files.read_runs(folder / publish.RECORDS)
     assert [record.variant for record in held] == list(small.variants)
     assert [record.rule for record in held] == [v.rpartition("/")[2] for v in small.variants]
     rows = table.rows(small, held)
-    assert (tmp_path / "table.md").read_text() == table.markdown(small, rows)
-    assert (tmp_path / "table.md").read_text() in printed
-    assert (tmp_path / "figure.png").stat().st_size > 10_000
-    page = (tmp_path / "index.html").read_text()
+    assert (folder / "table.md").read_text() == table.markdown(small, rows)
+    assert (folder / "table.md").read_text() in printed
+    assert (folder / "figure.png").stat().st_size > 10_000
+    page = (folder / "index.html").read_text()
     assert all(f"<td>{variant}</td>" in page for variant in small.variants)
+
+
+@pytest.mark.recipe
+@pytest.mark.slow
+@pytest.mark.parametrize("name", STUDIES)
+def test_shrunk_study_runs_to_its_page(name, tmp_path):
+    """Oracle: invariant; every case is on record, every finding in the table and on the page."""
+    small = catalogue.load(name).shrink()
+    publish.run(small, tmp_path)
+    held = publish.held_runs(small, tmp_path)
+    assert [record.case for record in held] == list(small.cases)
+    printed = publish.publish(small, tmp_path)
+    found = study_page.findings(small, held)
+    assert found
+    page = (tmp_path / name / "index.html").read_text()
+    for one in found:
+        assert one.claim in printed
+        assert html.escape(one.claim) in page
+    assert (tmp_path / name / "figure.png").stat().st_size > 5_000
+    publish.run(small, tmp_path)  # nothing is left to do
+    assert publish.held_runs(small, tmp_path) == held

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from dfa_jax.report import publish, recipe
+from dfa_jax.report import catalogue, publish
 from dfa_jax.report.shrink import shrink
 from dfa_jax.train import records as files
 from tests.report import made_up
@@ -49,15 +49,15 @@ def test_bad_input_is_one_line_and_exit_code_2(arguments, message):
 
 def test_list_shows_what_is_in(tmp_path):
     """Oracle: definition; each recipe with its paper, its time, and how many of its runs are in."""
-    quick = recipe.load("quickstart")
+    quick = catalogue.load("quickstart")
     for seed in (0, 1):
         record = made_up.record(quick, "shallow", seed, (3.0,))
         files.append(tmp_path / "quickstart" / publish.RECORDS, record)
     done = reproduce("--list", "--results-dir", str(tmp_path))
     assert done.returncode == 0, done.stderr
     lines = {line.split()[0]: line for line in done.stdout.splitlines()}
-    for name in recipe.names():
-        found = recipe.load(name)
+    for name in catalogue.names():
+        found = catalogue.load(name)
         assert found.paper in lines[name]
         assert f"{found.minutes:g} min" in lines[name]
     assert "2 of 20 runs" in lines["quickstart"]
@@ -66,7 +66,7 @@ def test_list_shows_what_is_in(tmp_path):
 
 def test_progress_of_every_kind(tmp_path):
     """Oracle: definition; none, some, complete, and outdated once the configuration differs."""
-    quick = recipe.load("quickstart")
+    quick = catalogue.load("quickstart")
     small = shrink(quick)
     path = tmp_path / "quickstart" / publish.RECORDS
     assert publish.progress(small, tmp_path) == "none"

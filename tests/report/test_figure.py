@@ -47,19 +47,23 @@ def test_alignment_panels_only_where_it_was_measured(records):
 
 
 def test_depth_shows_errors_and_alignment_by_depth(recipe):
-    """Oracle: closed form; each depth's error and alignment are set by hand."""
+    """Oracle: closed form; each depth's error and alignment are set by hand.
+
+    Twelve layers, in the records' order of letters: "layer_10" comes before "layer_2" there.
+    """
     name = "tanh/direct_feedback_alignment"
     records = []
-    for layers in (1, 3):
+    for layers in (1, 12):
         model = MLP(widths=(5,) * layers)
         config = dataclasses.replace(recipe.variants[name], model=model)
         deep = dataclasses.replace(recipe, variants={**recipe.variants, name: config})
-        sites = {f"layer_{i}": 0.1 * (i + 1) for i in range(layers)}
+        sites = dict(sorted((f"layer_{i}", 0.05 * (i + 1)) for i in range(layers)))
         records += [made_up.record(deep, name, seed, (2.0 * layers,), sites) for seed in (0, 1)]
     error, _, alignment, by_layer = figure.depth(records, "light").axes
-    np.testing.assert_allclose(error.lines[0].get_xydata(), [[1, 2], [3, 6]])
-    np.testing.assert_allclose(alignment.lines[0].get_xydata(), [[1, 0.1], [3, 0.2]])
-    np.testing.assert_allclose(by_layer.lines[0].get_xydata(), [[1, 0.1], [2, 0.2], [3, 0.3]])
+    np.testing.assert_allclose(error.lines[0].get_xydata(), [[1, 2], [12, 24]])
+    np.testing.assert_allclose(alignment.lines[0].get_xydata(), [[1, 0.05], [12, 0.325]])
+    expected = [[layer, 0.05 * layer] for layer in range(1, 13)]
+    np.testing.assert_allclose(by_layer.lines[0].get_xydata(), expected)
 
 
 @pytest.mark.parametrize("name", sorted(figure.FIGURES))

@@ -5,7 +5,7 @@ import pathlib
 import pytest
 
 from dfa_jax import errors
-from dfa_jax.report import publish, readme, recipe
+from dfa_jax.report import catalogue, publish, readme
 from dfa_jax.train import records as files
 from tests.report import made_up
 
@@ -15,8 +15,8 @@ ROOT = pathlib.Path(readme.__file__).resolve().parents[2]
 @pytest.fixture
 def results(monkeypatch, tmp_path):
     """A results folder with the made-up recipe's records, and no other recipe."""
-    monkeypatch.setattr(recipe, "names", lambda: ["made_up"])
-    monkeypatch.setattr(recipe, "load", lambda name: made_up.RECIPE)
+    monkeypatch.setattr(catalogue, "names", lambda: ["made_up"])
+    monkeypatch.setattr(catalogue, "load", lambda name: made_up.RECIPE)
     for record in made_up.records():
         files.append(tmp_path / "made_up" / publish.RECORDS, record)
     return tmp_path

@@ -55,7 +55,7 @@ def data(on: Mesh) -> Batch:
 def state(of: loop.Program, seed: int = 0) -> TrainState:
     """The state at step 0."""
     example = jax.tree.map(lambda a: a[:16], data(of.mesh))
-    return loop.draw_state(jax.random.key(seed), example, program=of)
+    return loop.draw_state(jax.random.key(seed), None, example, program=of)
 
 
 def order(num_steps: int, seed: int = 0) -> np.ndarray:

@@ -87,7 +87,7 @@ def test_environment(record):
 
 
 def test_commit_of_the_checkout(tmp_path, monkeypatch):
-    """Oracle: git itself, on a repository made here; `+` says that files differ from the commit."""
+    """Oracle: git itself, on a repository made here; `+` says that code differs from the commit."""
     run = records.subprocess.run
 
     def git(*words):
@@ -102,9 +102,13 @@ def test_commit_of_the_checkout(tmp_path, monkeypatch):
     assert records._commit() == ""  # outside a checkout
     module.parent.mkdir(parents=True)
     module.write_text("1\n")
+    results = tmp_path / "results" / "records.jsonl"
+    results.parent.mkdir()
+    results.write_text("{}\n")
     git("init", "-q")
     git("add", ".")
     git("commit", "-q", "-m", "x")
+    results.write_text("{}\n{}\n")  # what the runs before this one appended
     assert records._commit() == git("rev-parse", "--short=12", "HEAD")
     module.write_text("2\n")
     assert records._commit() == git("rev-parse", "--short=12", "HEAD") + "+"

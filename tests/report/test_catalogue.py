@@ -5,29 +5,29 @@ import dataclasses
 import pytest
 
 from dfa_jax.errors import InputError
-from dfa_jax.report import recipe as recipes
+from dfa_jax.report import catalogue
 
 
 def test_unknown_recipe_names_the_nearest():
     """Oracle: the message that a user needs; a misspelt name finds its neighbour."""
     with pytest.raises(InputError, match="unknown recipe 'quikstart'; did you mean 'quickstart'"):
-        recipes.load("quikstart")
+        catalogue.load("quikstart")
 
 
 @pytest.mark.parametrize("spelling", ["quickstart", "configs/quickstart.py", "quickstart.py"])
 def test_name_as_a_shell_completes_it(spelling):
     """Oracle: exact equivalence with the plain name."""
-    assert recipes.load(spelling).name == "quickstart"
-    assert recipes.load_config(spelling) == recipes.load_config("quickstart")
+    assert catalogue.load(spelling).name == "quickstart"
+    assert catalogue.load_config(spelling) == catalogue.load_config("quickstart")
 
 
-@pytest.mark.parametrize("load", [recipes.load, recipes.load_config])
+@pytest.mark.parametrize("load", [catalogue.load, catalogue.load_config])
 def test_file_without_recipe_is_refused(tmp_path, monkeypatch, load):
     """Oracle: the message names the file and what it lacks."""
     (tmp_path / "paper").mkdir()
     (tmp_path / "paper" / "empty.py").write_text("RECIPE = CONFIG = 3\n")
-    monkeypatch.setattr(recipes, "CONFIGS", tmp_path)
-    assert recipes.names() == ["paper/empty"]
+    monkeypatch.setattr(catalogue, "CONFIGS", tmp_path)
+    assert catalogue.names() == ["paper/empty"]
     with pytest.raises(InputError, match=r"configs/paper/empty.py defines no (RECIPE|CONFIG)"):
         load("paper/empty")
 

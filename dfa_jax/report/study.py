@@ -1,0 +1,203 @@
+"""A study: a recipe whose cases are computations of their own, not single training runs.
+
+A `Recipe` compares learning rules by test error. A `Study` is anything else that a paper shows: its
+cases (solutions of equations, ensembles of networks) give arrays, which it draws and judges.
+"""
+
+import dataclasses
+import pathlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from dfa_jax.errors import InputError
+from dfa_jax.report.finding import Finding
+from dfa_jax.report.style import Theme
+from dfa_jax.report.text import duration
+from dfa_jax.train import records
+from dfa_jax.train.config import flatten, to_dict
+
+Arrays = Mapping[str, np.ndarray]
+"""What a case gives, by name."""
+
+Results = Mapping[str, Arrays]
+"""What the cases give, by label."""
+
+DIGITS = 6  # significant ones in the records
+
+
+@runtime_checkable
+class Case(Protocol):
+    """A frozen dataclass that says what to compute; its fields are its record."""
+
+    def run(self) -> Mapping[str, Any]:
+        """Computes; arrays or nested lists by name."""
+        ...
+
+    def shrunk(self) -> "Case":
+        """The same in a few seconds, for tests."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """What to compute, how to draw it, and what it should show.
+
+    Attributes:
+        title: one line.
+        paper: its citation.
+        minutes: duration of all cases, measured on two cores.
+        cases: by label.
+        draw: makes the figure in the shape that the paper has, from the cases that are in.
+        findings: compares what came with what was expected; needs all cases.
+        shares: another study whose cases and records these are; "" for its own.
+        name: path under `configs/` without the suffix; `catalogue.load` sets it.
+        header: the file's docstring; `catalogue.load` sets it.
+    """
+
+    title: str
+    paper: str
+    minutes: float
+    cases: Mapping[str, Case]
+    draw: Callable[[Results, Theme], Figure]
+    findings: Callable[[Results], Sequence[Finding]]
+    shares: str = ""
+    name: str = ""
+    header: str = ""
+
+    @property
+    def source(self) -> str:
+        """The folder under `results/` whose records it reads."""
+        return self.shares or self.name
+
+    def with_seeds(self, number: int) -> "Study":
+        """Refused: a study's seeds are in its cases.
+
+        Raises:
+            InputError: always.
+        """
+        raise InputError(
+            f"--seeds {number}: the seeds of '{self.name}' are part of its cases; change them in"
+            f" configs/{self.name}.py"
+        )
+
+    def shrink(self) -> "Study":
+        """The study with all of its cases made small."""
+        cases = {label: case.shrunk() for label, case in self.cases.items()}
+        return dataclasses.replace(self, cases=cases)
+
+
+@dataclasses.dataclass(frozen=True)
+class CaseRecord:
+    """One case that was computed.
+
+    Attributes:
+        recipe: the study that it was computed for.
+        case: its label.
+        config: its fields, as `train.config.to_dict` writes them.
+        wall_seconds: duration on the machine that made it, compilation included.
+        environment: commit, library versions, device.
+        results: nested lists by name.
+    """
+
+    recipe: str
+    case: str
+    config: dict[str, Any]
+    wall_seconds: float
+    environment: dict[str, str]
+    results: dict[str, Any]
+
+
+def run(
+    study: Study,
+    path: pathlib.Path,
+    *,
+    overwrite: bool = False,
+    say: Callable[[str], None] = print,
+) -> None:
+    """Computes the cases that `path` does not hold yet; a stop loses at most the one in progress.
+
+    Raises:
+        InputError: a recorded case has another configuration and `overwrite` is not set.
+    """
+    held = read(path)
+    if overwrite:
+        held = [record for record in held if not _changed(study, record)]
+        records.rewrite(path, held)
+    done = {record.case for record in matching(study, held)}
+    todo = [label for label in study.cases if label not in done]
+    for number, label in enumerate(todo, start=len(study.cases) - len(todo) + 1):
+        started = time.perf_counter()
+        found = study.cases[label].run()
+        record = CaseRecord(
+            recipe=study.source,
+            case=label,
+            config=to_dict(study.cases[label]),
+            wall_seconds=time.perf_counter() - started,
+            environment=records.environment(),
+            results={name: rounded(values) for name, values in found.items()},
+        )
+        records.append(path, record)
+        say(f"[{number}/{len(study.cases)}] {label}: {duration(record.wall_seconds)}")
+
+
+def read(path: pathlib.Path) -> list[CaseRecord]:
+    """All cases of a file, in order; none if there is no file.
+
+    Raises:
+        InputError: a line is not a case's record; a last line that a stop cut short is left out.
+    """
+    return records.read_lines(path, lambda fields: CaseRecord(**fields))
+
+
+def matching(study: Study, held: Sequence[CaseRecord]) -> list[CaseRecord]:
+    """The last record of each case that is in, in the study's order.
+
+    Raises:
+        InputError: a case was computed with another configuration.
+    """
+    for record in held:
+        if found := _changed(study, record):
+            raise InputError(
+                f"the recorded case '{record.case}' of '{study.source}' has another configuration"
+                f" ({'; '.join(found[:4])}); --overwrite replaces it"
+            )
+    last = {record.case: record for record in held}
+    return [last[label] for label in study.cases if label in last]
+
+
+def results(held: Sequence[CaseRecord]) -> Results:
+    """The recorded arrays by case."""
+    return {
+        record.case: {name: np.array(values, float) for name, values in record.results.items()}
+        for record in held
+    }
+
+
+def _changed(study: Study, record: CaseRecord) -> list[str]:
+    """The settings in which a recorded case differs from the study's."""
+    if record.case not in study.cases:
+        return []
+    new, old = flatten(to_dict(study.cases[record.case])), flatten(record.config)
+    return [
+        f"{name}: {old.get(name, 'absent')} -> {new.get(name, 'absent')}"
+        for name in sorted(new.keys() | old.keys())
+        if new.get(name, "absent") != old.get(name, "absent")
+    ]
+
+
+def rounded(values: Any) -> Any:
+    """Nested lists of numbers with `DIGITS` significant digits; what is not finite is None.
+
+    >>> rounded(np.array([1 / 3, np.nan]))
+    [0.333333, None]
+    """
+    array = np.asarray(values)
+    if array.ndim:
+        return [rounded(part) for part in array]
+    if array.dtype.kind in "iub":
+        return int(array)
+    return float(f"{float(array):.{DIGITS}g}") if np.isfinite(array) else None
