@@ -133,18 +133,16 @@ class Structure:
         return dataclasses.replace(self, width=12, num_steps=20)
 
 
-CASES = {f"L = {L}, s = (1, {s:g})": Spectrum(L, s) for L in (3, 4) for s in SPECTRA} | {
-    f"structure/{rule}": Structure(rule) for rule in RULES
-}
+CURVES = {f"L = {L}, s = (1, {s:g})": Spectrum(L, s) for L in (3, 4) for s in SPECTRA}
+NETWORKS = {f"structure/{rule}": Structure(rule) for rule in RULES}
 
 
 def draw(results: Results, theme: Theme) -> Figure:
     """Alignment by layer against time, a panel a spectrum; dashes predict the two ends."""
-    labels = [label for label, case in CASES.items() if isinstance(case, Spectrum)]
-    labels = [label for label in labels if label in results and label.startswith("L = 4")]
+    labels = [label for label in CURVES if label in results and label.startswith("L = 4")]
     figure, axes = panel.panels(1, max(len(labels), 1))
     for axis, label in zip(axes[0], labels, strict=True):
-        case, found = CASES[label], results[label]
+        case, found = CURVES[label], results[label]
         for layer, aligned in enumerate(found["alignment"].mean(0).T, start=2):
             shown = style.SPARE[layer - 2]
             colour = getattr(shown, theme)
@@ -167,34 +165,32 @@ def predicted(second: float, exponent: float) -> float:
 
 def findings(results: Results) -> Sequence[Finding]:
     """The ends of every curve, and the theorem."""
-    found = []
-    for label, case in CASES.items():
-        if isinstance(case, Spectrum):
-            aligned = results[label]["alignment"]  # [run, time, layer]
-            for layer in range(2, case.num_layers + 1):
-                for when, place, exponent in (
-                    ("early", 0, deep_linear.early_exponent(layer)),
-                    ("at the end", -1, deep_linear.converged_exponent(layer, case.num_layers)),
-                ):
-                    found.append(
-                        finding.near(
-                            f"{label}: weight alignment of layer {layer} {when}",
-                            aligned[:, place, layer - 2],
-                            predicted(case.second, exponent),
-                            0.03,
-                            "theory for F^T F = 1",
-                        )
+    found = [
+        finding.at_most(
+            f"{label}: largest deviation from the structure theorem",
+            results[label]["deviation"],
+            1e-12,
+            "theorem",
+            digits=17,
+        )
+        for label in NETWORKS
+    ]
+    for label, case in CURVES.items():
+        aligned = results[label]["alignment"]  # [run, time, layer]
+        for layer in range(2, case.num_layers + 1):
+            for when, place, exponent in (
+                ("early", 0, deep_linear.early_exponent(layer)),
+                ("at the end", -1, deep_linear.converged_exponent(layer, case.num_layers)),
+            ):
+                found.append(
+                    finding.near(
+                        f"{label}: weight alignment of layer {layer} {when}",
+                        aligned[:, place, layer - 2],
+                        predicted(case.second, exponent),
+                        0.03,
+                        "theory for F^T F = 1",
                     )
-        else:
-            found.append(
-                finding.at_most(
-                    f"{label}: largest deviation from the structure theorem",
-                    results[label]["deviation"],
-                    1e-12,
-                    "theorem",
-                    digits=17,
                 )
-            )
     textbook = results["structure/feedback_alignment"]["textbook"][:-1]
     found.append(
         finding.at_most(
@@ -211,7 +207,7 @@ RECIPE = Study(
     title="Deep linear networks: alignment and conditioning",
     paper="Refinetti, d'Ascoli, Ohana and Goldt (2021), Align, then memorise, arXiv 2011.12428",
     minutes=2,
-    cases=CASES,
+    cases=CURVES | NETWORKS,
     draw=draw,
     findings=findings,
 )

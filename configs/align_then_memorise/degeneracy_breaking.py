@@ -42,12 +42,12 @@ class Ends:
 
     def run(self) -> Mapping[str, np.ndarray]:
         setup = theory.TeacherStudent("erf", self.rule, self.learning_rate, self.learning_rate)
-        ends = {"v_teacher": np.array(self.v_teacher), "feedback": np.array(self.feedback)}
+        v_teacher, feedback = np.array(self.v_teacher), np.array(self.feedback)
         times = np.array([0.0, self.last_time])
 
         def one(key):
-            op = theory.from_weights(theory.draw_weights(key, self.dim, **ends))
-            return theory.solve(op, setup, times)
+            weights = theory.draw_weights(key, self.dim, v_teacher=v_teacher, feedback=feedback)
+            return theory.solve(theory.from_weights(weights), setup, times)
 
         with jax.enable_x64(True):
             found = jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(0), self.num_runs))

@@ -49,12 +49,14 @@ class Curves:
             self.activation, self.rule, self.learning_rate, self.learning_rate
         )
         times = log_times(0.1, self.last_time, self.num_times)
-        ends = {"v_teacher": np.ones(2), "feedback": np.array(self.feedback)}
         keys = jax.random.split(jax.random.key(0), self.num_runs)
         run_keys = jax.random.split(jax.random.key(1), self.num_runs)
 
         def both(key, run_key):
-            op = theory.from_weights(theory.draw_weights(key, self.dim, **ends))
+            weights = theory.draw_weights(
+                key, self.dim, v_teacher=np.ones(2), feedback=np.array(self.feedback)
+            )
+            op = theory.from_weights(weights)
             simulated = theory.simulate(run_key, setup, op, self.dim, times)
             return simulated, theory.solve(op, setup, times)
 

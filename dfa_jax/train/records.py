@@ -100,14 +100,14 @@ def read_runs(path: pathlib.Path) -> list[RunRecord]:
         InputError: a line is not a run record; a last line that a stop cut short is left out.
     """
 
-    def parse(fields: dict[str, Any]) -> RunRecord:
+    def parse(fields: Any) -> RunRecord:
         fields["curve"] = tuple(Evaluation(**evaluation) for evaluation in fields["curve"])
         return RunRecord(**fields)
 
     return read_lines(path, parse)
 
 
-def read_lines(path: pathlib.Path, parse: Callable[[dict[str, Any]], Any]) -> list[Any]:
+def read_lines(path: pathlib.Path, parse: Callable[[Any], Any]) -> list[Any]:
     """Every whole line of a file, parsed; none if there is no file.
 
     Raises:

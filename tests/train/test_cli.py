@@ -247,4 +247,5 @@ def test_rules_are_named_as_registered():
         "num_outputs": 10,
         "activation": "tanh",
         "use_bias": True,
+        "kernel_init": "lecun_normal",
     }
