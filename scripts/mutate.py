@@ -39,8 +39,8 @@ SABOTAGES = {
     ),
     "drop the activation's derivative": Sabotage(
         "models/mlp.py",
-        "return ACTIVATIONS[self.activation](nn.Dense(self.width, use_bias=self.use_bias)(x))",
-        "a = nn.Dense(self.width, use_bias=self.use_bias)(x)\n"
+        "return ACTIVATIONS[self.activation](dense(x))",
+        "a = dense(x)\n"
         "        return a + jax.lax.stop_gradient(ACTIVATIONS[self.activation](a) - a)",
         "tests/autodiff tests/rules tests/models",
     ),
@@ -85,8 +85,8 @@ SABOTAGES = {
     ),
     "feedback alignment by the weights": Sabotage(
         "autodiff/feedback.py",
-        "y = forward(jax.lax.stop_gradient(x), **kwargs)\n    return swap(y, x, kernel)",
-        "return forward(x, **kwargs)",
+        "y = forward(jax.lax.stop_gradient(x))\n    return swap(y, x, kernel)",
+        "return forward(x)",
         "tests/rules",
     ),
     "no decay of Kolen-Pollack's feedback": Sabotage(
@@ -134,6 +134,30 @@ SABOTAGES = {
         '("kernel", "bias")',
         "tests/test_optim.py",
     ),
+    "ignore the second layer's sign in theory": Sabotage(
+        "theory/order_parameters.py",
+        "return jnp.concatenate([-op.v, op.v_teacher], -1)",
+        "return jnp.concatenate([op.v, op.v_teacher], -1)",
+        "tests/theory/test_ode.py",
+    ),
+    "drop the noise of finite steps": Sabotage(
+        "theory/ode.py",
+        "eta**2 * jnp.outer(F, F) * spread",
+        "0.0 * jnp.outer(F, F) * spread",
+        "tests/theory/test_ode.py",
+    ),
+    "lengths of inputs by their mean": Sabotage(
+        "theory/simulation.py",
+        "return degrees * (1 - a + a**0.5 * normal) ** 3",
+        "return degrees + 0 * normal",
+        "tests/theory/test_simulation.py",
+    ),
+    "read the wrong layer's feedback in theory": Sabotage(
+        "theory/deep_linear.py",
+        "sent = [errors @ F.T for F in feedback] + [errors]",
+        "sent = [errors @ F.T for F in reversed(feedback)] + [errors]",
+        "tests/theory/test_deep_linear.py",
+    ),
     "count examples without an error": Sabotage(
         "metrics.py", "& (jnp.abs(delta).max(-1) > 0)", "", "tests/test_metrics.py"
     ),
@@ -178,9 +202,10 @@ def is_caught(sabotage: Sabotage) -> bool:
             text=True,
             check=False,
         )
-    if done.returncode not in (0, 1):
+    failed = any(line.startswith("FAILED ") for line in done.stdout.splitlines())
+    if done.returncode and not failed:  # stopped at the first failure, it exits with 1 or 2
         raise SystemExit(f"pytest did not run ({done.returncode}):\n{done.stdout}{done.stderr}")
-    return done.returncode == 1
+    return failed
 
 
 if __name__ == "__main__":

@@ -180,6 +180,35 @@ def test_weight_alignment_where_the_rule_defines_it(case):
         assert rule.weight_alignment(case.model, case.params, ()) == {}
 
 
+def test_alignment_before_the_activation_and_overall(case):
+    """Oracle: NumPy; cosines of the errors times the activation's slope, by layer and as one
+    vector, and of all aligned weights as one vector."""
+    rule = DirectFeedbackAlignment()
+    params, feedback = helpers.started(rule, case)
+    found = jax.jit(
+        lambda params, batch: metrics.alignment_metrics(
+            jax.random.key(0), case.model, rule, helpers.LOSS, params, feedback, batch
+        )
+    )(params, case.batch)
+    x, labels = np.asarray(case.batch.inputs), np.asarray(case.batch.targets)
+    a, h = reference.forward(params, x, "tanh")
+    output = reference.output_error(a[-1], labels)
+    W = [np.asarray(kernel, float) for kernel, _ in reference.layers(params)]
+    B = [np.asarray(feedback[f"layer_{i}"], float) for i in range(2)]
+    slopes = [1 - h[1] ** 2, 1 - h[2] ** 2]
+    upper = output @ W[2].T * slopes[1]
+    true = [upper @ W[1].T * slopes[0], upper]
+    sent = [output @ B[i] * slopes[i] for i in range(2)]
+    for i in range(2):
+        name = f"preactivation_alignment/layer_{i}/Dense_0"
+        np.testing.assert_allclose(found[name], cosines(sent[i], true[i]).mean(), rtol=2e-5)
+    overall = cosines(np.concatenate(sent, 1), np.concatenate(true, 1)).mean()
+    np.testing.assert_allclose(found["preactivation_alignment"], overall, rtol=2e-5)
+    targets = [B[0].T @ B[1], B[1].T]
+    pairs = [np.concatenate([m.ravel() for m in side]) for side in (W[1:], targets)]
+    np.testing.assert_allclose(found["weight_alignment"], cosines(*pairs), rtol=2e-5)
+
+
 def test_stacked_sites_have_a_number_a_layer():
     """Oracle: the same network unrolled. A scanned stack is a matter of speed, and must report the
     same curve for each of its layers."""

@@ -35,6 +35,18 @@ def load(name: str) -> Recipe | Study:
     return dataclasses.replace(found, name=plain(name), header=(module["__doc__"] or "").strip())
 
 
+def load_study(name: str) -> Study:
+    """The study of a file under `configs/`, for another that shares its cases.
+
+    Raises:
+        InputError: there is no such file, or it holds a recipe of training runs.
+    """
+    found = load(name)
+    if not isinstance(found, Study):
+        raise InputError(f"configs/{plain(name)}.py is no study, whose cases could be shared")
+    return found
+
+
 def load_config(name: str) -> TrainConfig:
     """The `CONFIG` of a file under `configs/`: what `scripts/train.py NAME` trains.
 

@@ -19,17 +19,21 @@ def shrink(recipe: Recipe) -> Recipe:
 
 def shrink_config(config: TrainConfig) -> TrainConfig:
     """The same experiment on 64 digits, with narrow layers, fewer of them where there are many."""
-    small: dict[str, Any] = {"num_outputs": 10}
+    images = isinstance(config.data, ImageData)
+    small: dict[str, Any] = {"num_outputs": 10} if images else {}
     for field, size in (("widths", WIDTH), ("channels", CHANNELS)):
         if hasattr(config.model, field):
             depth = len(getattr(config.model, field))
             small[field] = (size,) * math.ceil(depth ** (1 / 3))
     return dataclasses.replace(
         config,
-        data=ImageData(num_train=64, num_test=32),
+        data=ImageData(num_train=64, num_test=32, label_noise=config.data.label_noise)
+        if isinstance(config.data, ImageData)
+        else dataclasses.replace(config.data, num_train=64),
         model=config.model.clone(**small),
         batch_size=32,
         num_epochs=2,
         eval_every=1,
+        log_evaluations=min(config.log_evaluations, 3),
         alignment_examples=min(config.alignment_examples, 16),
     )

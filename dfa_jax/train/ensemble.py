@@ -24,7 +24,7 @@ from dfa_jax.train.state import TrainState, init_state
 from dfa_jax.train.step import train_step
 from dfa_jax.types import Batch, Params
 
-Curves = dict[str, Float[np.ndarray, "time ..."]]
+Curves = dict[str, np.ndarray]
 """Measurements by name: `[time, seed]`; `step`, `epoch` and `seed_similarity` are `[time]`."""
 
 

@@ -6,10 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dfa_jax import autodiff, rules
+from dfa_jax import autodiff, rules, tree
 from dfa_jax.autodiff import sites
 from dfa_jax.errors import SiteError
-from dfa_jax.models import MLP
+from dfa_jax.models import MLP, from_linen
 from tests import helpers
 from tests.helpers import LOSS
 
@@ -140,6 +140,43 @@ def test_chain_errors_make_the_chain_rules_gradients(x64, rule, case):
 
     expected = helpers.estimate(rule, case, params, state).grads
     helpers.assert_close(run(params, state, case.batch), expected, 1e-12)
+
+
+@pytest.mark.parametrize("name", rules.RULES)
+@pytest.mark.parametrize("case", [helpers.mlp, helpers.convnet])
+def test_errors_before_the_activation_sum_to_the_gradients_of_biases(x64, name, case):
+    """Exact equivalence: a bias adds to the pre-activation, so its gradient is that error, summed.
+
+    So alignment before the activation function is measured on the errors that training uses.
+    """
+    case, rule = case(), rules.RULES[name]()
+    params, state = helpers.started(rule, case)
+    model = case.model
+    at = from_linen(model.module, list(model.linear_maps)[:-1], case.batch.inputs)
+
+    @jax.jit
+    def run(params, state, batch):
+        args = (jax.random.key(0), model, LOSS, params, state, batch)
+        return rule.errors(*args, at), rule.estimate(*args).grads
+
+    errors, grads = run(params, state, case.batch)
+    for place, error in errors.items():
+        expected = tree.get(grads, (*model.linear_maps[place].path, "bias"))
+        summed = np.asarray(error).reshape(-1, error.shape[-1]).sum(0)
+        helpers.assert_close(summed, np.asarray(expected), 1e-10)
+
+
+def test_errors_at_a_site_itself_are_those_sent(x64):
+    """Closed form: asked at a place that is a site, the answer is what the site was sent."""
+    batch = helpers.images()
+    case = helpers.made(MLP((7, 6), 3), ["layer_0/Dense_0", "layer_1"], batch)
+    rule = rules.DirectFeedbackAlignment()
+    params, state = helpers.started(rule, case)
+    at = from_linen(case.model.module, ["layer_0/Dense_0", "layer_1/Dense_0"], batch.inputs)
+    args = (jax.random.key(0), case.model, LOSS, params, state, batch)
+    sent, found = rule.errors(*args), rule.errors(*args, at)
+    np.testing.assert_array_equal(found["layer_0/Dense_0"], sent["layer_0/Dense_0"])
+    assert found["layer_1/Dense_0"].shape == sent["layer_1"].shape
 
 
 def test_input_site_is_the_output_site_of_the_activation_before(x64):

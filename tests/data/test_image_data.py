@@ -149,3 +149,29 @@ def test_more_examples_than_there_are(options, message):
     """Oracle: the message names both numbers."""
     with pytest.raises(InputError, match=message):
         ImageData(**options).load()
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.3, 1.0])
+def test_label_noise(whole, fraction):
+    """Statistical test: a fraction f of training labels is redrawn, of which 1 in 10 stays right.
+
+    Within 4 binomial deviations (0.05 at most); test labels and images are left alone, and the same
+    labels are corrupted every time.
+    """
+    noisy = ImageData(standardize="pixel_range", label_noise=fraction).load()
+    changed = np.mean(noisy.train.targets != whole.train.targets)
+    expected = 0.9 * fraction
+    deviation = np.sqrt(expected * (1 - expected) / len(whole.train.targets))
+    assert abs(changed - expected) <= 4 * deviation
+    assert noisy.train.targets.dtype == whole.train.targets.dtype
+    np.testing.assert_array_equal(noisy.test.targets, whole.test.targets)
+    np.testing.assert_array_equal(noisy.train.inputs, whole.train.inputs)
+    again = ImageData(standardize="pixel_range", label_noise=fraction).load()
+    np.testing.assert_array_equal(again.train.targets, noisy.train.targets)
+
+
+@pytest.mark.parametrize("fraction", [-0.1, 1.5, float("nan")])
+def test_label_noise_is_a_fraction(fraction):
+    """Documented contract: the value, and the range."""
+    with pytest.raises(InputError, match=f"label_noise is {fraction}; expected a fraction"):
+        ImageData(label_noise=fraction)
