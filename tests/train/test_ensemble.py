@@ -96,7 +96,7 @@ def test_real_valued_targets():
         ({}, (), r"seeds are \[\]"),
         ({"feedback_seed": None}, (0,), "feedback_seed is None"),
         (
-            {"optimizer": Optimizer("sgd", learning_rate=1e30)},
+            {"optimizer": Optimizer("sgd", 1e30), "model": MLP((16, 16), activation="relu")},
             (0,),
             "lower optimizer.learning_rate",
         ),
