@@ -69,22 +69,28 @@ def test_shrunk_recipe_runs_to_its_page(name, tmp_path):
     assert all(f"<td>{variant}</td>" in page for variant in small.variants)
 
 
+@pytest.fixture(scope="module")
+def study_results(tmp_path_factory):
+    """One folder for all: studies that share their cases compute them once."""
+    return tmp_path_factory.mktemp("results")
+
+
 @pytest.mark.recipe
 @pytest.mark.slow
 @pytest.mark.parametrize("name", STUDIES)
-def test_shrunk_study_runs_to_its_page(name, tmp_path):
+def test_shrunk_study_runs_to_its_page(name, study_results):
     """Oracle: invariant; every case is on record, every finding in the table and on the page."""
-    small = catalogue.load(name).shrink()
-    publish.run(small, tmp_path)
-    held = publish.held_runs(small, tmp_path)
+    small = catalogue.load_study(name).shrink()
+    publish.run(small, study_results)
+    held = publish.held_runs(small, study_results)
     assert [record.case for record in held] == list(small.cases)
-    printed = publish.publish(small, tmp_path)
+    printed = publish.publish(small, study_results)
     found = study_page.findings(small, held)
     assert found
-    page = (tmp_path / name / "index.html").read_text()
+    page = (study_results / name / "index.html").read_text()
     for one in found:
         assert one.claim in printed
         assert html.escape(one.claim) in page
-    assert (tmp_path / name / "figure.png").stat().st_size > 5_000
-    publish.run(small, tmp_path)  # nothing is left to do
-    assert publish.held_runs(small, tmp_path) == held
+    assert (study_results / name / "figure.png").stat().st_size > 5_000
+    publish.run(small, study_results)  # nothing is left to do
+    assert publish.held_runs(small, study_results) == held
