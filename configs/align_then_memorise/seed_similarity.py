@@ -44,7 +44,7 @@ def findings(results: Results) -> Sequence[Finding]:
     found = []
     for group in GROUPS:
         direct, chain = (results[f"{group}/{rule}"] for rule in RULES)
-        early = np.searchsorted(direct["epoch"], 10.0)
+        early = min(np.searchsorted(direct["epoch"], 10.0), len(direct["epoch"]) - 1)
         found += [
             finding.at_least(
                 f"{group}, DFA: cosine between seeds by epoch {direct['epoch'][early]:.3g}",

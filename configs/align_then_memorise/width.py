@@ -51,8 +51,7 @@ def draw(results: Results, theme: Theme) -> Figure:
     error.set(title="Training error", xscale="log", xlabel="width", ylabel="training error, %")
     error.legend()
     held = [w for w in WIDTHS if f"width {w}/{RULES[0]}" in results]
-    for place in range(4):
-        ends = [similarity(results, w)[place] for w in held]
+    for place, ends in enumerate(zip(*[similarity(results, w) for w in held], strict=True)):
         similar.plot(
             held, ends, "o-", color=ensembles.layer_colour(place, theme), label=f"layer {place + 1}"
         )
@@ -91,11 +90,11 @@ def findings(results: Results) -> Sequence[Finding]:
                 0.05,
                 claim,
             )
-            for place in range(3)
+            for place in range(len(wide_layers) - 1)
         ],
         finding.near(
             f"cosine between seeds of the output layer: width {narrow} less {wide}",
-            narrow_layers[3] - wide_layers[3],
+            narrow_layers[-1] - wide_layers[-1],
             0.0,
             0.1,
             claim,

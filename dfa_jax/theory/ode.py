@@ -83,24 +83,18 @@ def solve(
     order_parameters.check(op0)
     check_times(times)
     times = jnp.asarray(times, op0.Q.dtype)
-
-    def rates(t: Any, y: Any, fixed: OrderParameters) -> Any:
-        del t  # the equations do not change with time
-        moving = velocity(fixed._replace(**y), setup)
-        return {name: getattr(moving, name) for name in y}
-
     if step_size is None:
         controller, first = diffrax.PIDController(rtol=rtol, atol=atol), None
     else:
         controller, first = diffrax.ConstantStepSize(), step_size
     found = diffrax.diffeqsolve(
-        diffrax.ODETerm(rates),
+        diffrax.ODETerm(_rates),
         diffrax.Tsit5(),
         times[0],
         times[-1],
         first,
         {"Q": op0.Q, "R": op0.R, "v": op0.v},
-        args=op0,
+        args=(op0, setup),
         saveat=diffrax.SaveAt(ts=times),
         stepsize_controller=controller,
         max_steps=MAX_STEPS,
@@ -111,3 +105,11 @@ def solve(
     }
     moved: Any = found.ys
     return OrderParameters(**moved, **still)
+
+
+def _rates(t: Any, y: Any, args: tuple[OrderParameters, TeacherStudent]) -> Any:
+    """`velocity` as Diffrax wants it; one function for all calls, so that compilations are kept."""
+    del t  # the equations do not change with time
+    fixed, setup = args
+    moving = velocity(fixed._replace(**y), setup)
+    return {name: getattr(moving, name) for name in y}
