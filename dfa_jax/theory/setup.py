@@ -2,16 +2,16 @@
 
 import dataclasses
 import math
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import jax
-from jaxtyping import Array, Float
 
 from dfa_jax.errors import InputError, unknown
 from dfa_jax.theory import activations
 
 Rule = Literal["direct_feedback_alignment", "backprop"]
-Scalar = float | Float[Array, ""]
+Scalar = Any
+"""A number, perhaps traced; libraries also rebuild the dataclass with placeholders for it."""
 
 
 @jax.tree_util.register_dataclass
