@@ -275,7 +275,13 @@ PROCESSES = {
 }
 
 
-@pytest.mark.parametrize("name", PROCESSES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "a recipe",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in PROCESSES if n[2:] != "recipe"),
+    ],
+)
 def test_processes(name, tmp_path):
     """Oracle: the shell. Exit code 2, nothing on standard output, and one line on standard error
     even though TensorFlow Datasets, absl and XLA like to write there."""

@@ -48,10 +48,8 @@ def test_definitions(name):
 
 
 @pytest.mark.recipe
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(n, marks=[] if n == "quickstart" else pytest.mark.slow) for n in TRAININGS],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TRAININGS)
 def test_shrunk_recipe_runs_to_its_page(name, tmp_path):
     """Oracle: invariant; every variant and rule of the recipe is on record and on the page."""
     small = shrink(catalogue.load(name))

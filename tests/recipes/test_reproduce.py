@@ -27,13 +27,18 @@ def reproduce(*arguments):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "which RECIPE?"),
+        pytest.param([], "which RECIPE?", marks=pytest.mark.slow),
         (["quikstart"], "did you mean 'quickstart'?"),
         (["quickstart", "--sedes", "3"], "did you mean '--seeds'?"),
-        (["quickstart", "--seeds", "0"], "0 seeds; expected at least 1"),
-        (
+        pytest.param(
+            ["quickstart", "--seeds", "0"],
+            "0 seeds; expected at least 1",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
             ["quickstart", "--report-only", "--results-dir", "/nonexistent"],
             "no runs of 'quickstart'",
+            marks=pytest.mark.slow,
         ),
     ],
 )

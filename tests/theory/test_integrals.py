@@ -121,6 +121,7 @@ def test_relu_I4_is_continuous_and_symmetric(x64, units):
     assert np.isfinite(jax.jit(jax.grad(relu.I4))(exact)).all()
 
 
+@pytest.mark.slow
 def test_relu_I4_by_price(x64):
     """Closed form: `dI4 / dc34` is the orthant's probability (Price's theorem)."""
     slopes = jax.jit(jax.grad(relu.I4))(jnp.asarray(C))

@@ -103,6 +103,7 @@ def deviations(dim, num_runs=20):
     return float(np.sqrt(np.mean(np.concatenate(gaps) ** 2)))
 
 
+@pytest.mark.slow
 def test_simulation_tends_to_the_ode(x64):
     """Closed form: the deviation falls as D^(-1/2), so times sqrt(D) it is flat; 0.14 to 0.17.
 

@@ -28,7 +28,7 @@ LAST = 3 * small.STEPS_PER_EPOCH
 ROOTS = (pathlib.Path(dfa_jax.__file__).parents[1], pathlib.Path(__file__).parents[2])
 
 
-EVERYDAY = ("backprop", "direct_feedback_alignment", "kolen_pollack")
+EVERYDAY = ("direct_feedback_alignment",)
 OTHERS = tuple(rule for rule in RULES if rule not in EVERYDAY)
 
 
