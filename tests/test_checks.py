@@ -67,6 +67,7 @@ ISOLATED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ISOLATED)
 def test_isolated_models_pass(name):
     """Oracle: construction. Each model has one path down, through its sites; a false alarm would
@@ -89,6 +90,7 @@ def test_skip_connection_around_a_site_is_found():
     assert len(text.splitlines()) == 3
 
 
+@pytest.mark.slow
 def test_tied_weight_is_found():
     """Oracle: construction. The embedding is used below the site and in the readout, so that part
     of its gradient is the true one: not what 'DFA on the embedding' would be taken to mean."""
@@ -99,7 +101,10 @@ def test_tied_weight_is_found():
     assert [(leak.site, leak.parameter) for leak in report.leaks] == [("middle", "embed/embedding")]
 
 
-@pytest.mark.parametrize("missing", ["layer_0", "layer_1", "layer_2"])
+@pytest.mark.parametrize(
+    "missing",
+    [*(pytest.param(f"layer_{i}", marks=pytest.mark.slow) for i in (0, 2)), "layer_1"],
+)
 def test_a_site_that_does_not_cut_is_caught(monkeypatch, missing):
     """Oracle: sabotage. The site is recorded but not cut; a check that passes now would pass
     always. The report must name this site and what lies at and below it, and no other site."""

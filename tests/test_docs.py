@@ -27,7 +27,11 @@ def documented() -> set[str]:
 
 @pytest.mark.parametrize(
     "page",
-    [pytest.param(page, id=page.stem) for page in PAGES if CODE.search(page.read_text())],
+    [
+        pytest.param(page, id=page.stem, marks=[] if page.stem == "README" else pytest.mark.slow)
+        for page in PAGES
+        if CODE.search(page.read_text())
+    ],
 )
 def test_code_on_a_page_runs(page, monkeypatch, tmp_path):
     """All Python blocks of a page as one program; a failure shows the page's own line."""

@@ -143,7 +143,9 @@ def test_chain_errors_make_the_chain_rules_gradients(x64, rule, case):
 
 
 @pytest.mark.parametrize("name", rules.RULES)
-@pytest.mark.parametrize("case", [helpers.mlp, helpers.convnet])
+@pytest.mark.parametrize(
+    "case", [helpers.mlp, pytest.param(helpers.convnet, marks=pytest.mark.slow)]
+)
 def test_errors_before_the_activation_sum_to_the_gradients_of_biases(x64, name, case):
     """Exact equivalence: a bias adds to the pre-activation, so its gradient is that error, summed.
 
@@ -173,8 +175,13 @@ def test_errors_at_a_site_itself_are_those_sent(x64):
     rule = rules.DirectFeedbackAlignment()
     params, state = helpers.started(rule, case)
     at = from_linen(case.model.module, ["layer_0/Dense_0", "layer_1/Dense_0"], batch.inputs)
-    args = (jax.random.key(0), case.model, LOSS, params, state, batch)
-    sent, found = rule.errors(*args), rule.errors(*args, at)
+
+    @jax.jit
+    def run(params, state, batch):
+        args = (jax.random.key(0), case.model, LOSS, params, state, batch)
+        return rule.errors(*args), rule.errors(*args, at)
+
+    sent, found = run(params, state, batch)
     np.testing.assert_array_equal(found["layer_0/Dense_0"], sent["layer_0/Dense_0"])
     assert found["layer_1/Dense_0"].shape == sent["layer_1"].shape
 

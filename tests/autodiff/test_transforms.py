@@ -223,7 +223,10 @@ def test_tokens_are_examples(x64, name):
     helpers.assert_close(found.grads, helpers.estimate(rule, flat, params, state).grads, 1e-11)
 
 
-@pytest.mark.parametrize("name", REPEATABLE)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[] if "direct" in name else pytest.mark.slow) for name in REPEATABLE],
+)
 def test_half_precision_parameters_with_full_precision_feedback(name):
     """Independent run: bf16 parameters and inputs with f32 feedback, against the same numbers in f32.
 

@@ -85,6 +85,7 @@ def test_relu_integrals_match_sampling(x64, name):
         assert abs(value("relu", name, covariance) - found.mean()) < 4.5 * error
 
 
+@pytest.mark.slow
 def test_orthant_matches_scipy(x64):
     """Independent implementation: SciPy's multivariate normal distribution (Genz), to 1e-6."""
     for seed in range(4):

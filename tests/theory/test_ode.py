@@ -33,6 +33,7 @@ def test_velocity_is_the_mean_step(x64, activation, rule):
         assert not getattr(found, name).any()
 
 
+@pytest.mark.slow
 def test_relu_velocity_is_the_mean_step(x64):
     """Statistical test: the step averaged over 2,000,000 inputs, |z| below 4.5 for all entries.
 
@@ -76,7 +77,7 @@ def test_soft_committee_machine(x64):
     setup = TeacherStudent(rule="backprop", learning_rate=0.4, second_learning_rate=0.0)
     op = fixture()._replace(v=jnp.ones(2))
     Q, R, T = (np.asarray(a) for a in (op.Q, op.R, op.T))
-    found = theory.velocity(op, setup)
+    found = jax.jit(theory.velocity)(op, setup)
     for i in range(2):
         for n in range(2):
             one = 1 + Q[i, i]
@@ -141,6 +142,7 @@ def test_gradient_by_the_learning_rate(x64):
         np.testing.assert_allclose(slope, difference, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_many_at_once(x64):
     """Exact equivalence: under `vmap` each start gives what it gives alone."""
     times = np.array([0.0, 1.0, 5.0])

@@ -114,6 +114,7 @@ def test_simulation_tends_to_the_ode(x64):
     assert 0.11 < np.mean(scaled) < 0.20, scaled
 
 
+@pytest.mark.slow
 def test_error_at_500_dimensions(x64):
     """Closed form: before the plateau's end the mean error over 20 runs is the ODE's within 2 %."""
     times = np.array([0.0, 5.0, 20.0, 85.0])
