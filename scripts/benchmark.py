@@ -79,8 +79,7 @@ def measure(options) -> dict[str, list[float]]:
         program = loop.Program(
             model, RULES[name](), "softmax_cross_entropy", optimizer, 10**6, mesh
         )
-        parts = {k: v for k, v in program.parts.items() if k != "loss_fn"}
-        state = init_state(jax.random.key(0), example, **parts)
+        state = init_state(jax.random.key(0), example, **program.initial_parts)
         programs[name] = program
         states[name], _ = loop.run_steps(state, data, order, options.steps, program=program)
     seconds = {name: [] for name in programs}

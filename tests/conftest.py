@@ -4,7 +4,7 @@ import os
 import pathlib
 import sys
 
-os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # halves the time; subprocesses inherit it
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # most of the time is compiling; inherited
 
 import jax
 import pytest

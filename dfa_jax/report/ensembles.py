@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from dfa_jax.report import style
+from dfa_jax.report import panel, style
 from dfa_jax.report.series import Series, from_summaries
 from dfa_jax.report.shrink import shrink_config
 from dfa_jax.report.statistics import summarise
@@ -56,8 +56,7 @@ def over_epochs(found: Arrays, name: str) -> Series:
 
 def draw(axes: Axes, curve: Series, colour: str, **options: Any) -> None:
     """Mean as a line, interval as a band, on a logarithmic axis of epochs."""
-    axes.plot(curve.x, curve.mean, color=colour, **options)
-    axes.fill_between(curve.x, curve.low, curve.high, color=colour, alpha=0.18, linewidth=0)
+    panel.band(axes, curve, colour, **options)
     axes.set(xscale="log", xlabel="epochs")
 
 

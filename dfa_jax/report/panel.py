@@ -29,15 +29,19 @@ def panels(num_rows: int, num_columns: int) -> tuple[Figure, np.ndarray]:
 
 def line(axes: Axes, curve: Series, rule: str, theme: Theme, dashes: Any = DASHES[0]) -> None:
     """The mean as a line in the rule's colour, the interval as a band."""
-    colour = style.colour(rule, theme)
-    axes.plot(
-        curve.x,
-        curve.mean,
-        color=colour,
+    band(
+        axes,
+        curve,
+        style.colour(rule, theme),
         linestyle=dashes,
         marker=style.rule_style(rule).marker,
         markevery=max(1, len(curve.x) // 8),
     )
+
+
+def band(axes: Axes, curve: Series, colour: str, **options: Any) -> None:
+    """The mean as a line and the interval as a band, in any colour."""
+    axes.plot(curve.x, curve.mean, color=colour, **options)
     axes.fill_between(curve.x, curve.low, curve.high, color=colour, alpha=0.18, linewidth=0)
 
 

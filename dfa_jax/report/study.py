@@ -18,7 +18,7 @@ from dfa_jax.report.finding import Finding
 from dfa_jax.report.style import Theme
 from dfa_jax.report.text import duration
 from dfa_jax.train import records
-from dfa_jax.train.config import flatten, to_dict
+from dfa_jax.train.config import changes, to_dict
 
 Arrays = Mapping[str, np.ndarray]
 """What a case gives, by name."""
@@ -181,12 +181,7 @@ def _changed(study: Study, record: CaseRecord) -> list[str]:
     """The settings in which a recorded case differs from the study's."""
     if record.case not in study.cases:
         return []
-    new, old = flatten(to_dict(study.cases[record.case])), flatten(record.config)
-    return [
-        f"{name}: {old.get(name, 'absent')} -> {new.get(name, 'absent')}"
-        for name in sorted(new.keys() | old.keys())
-        if new.get(name, "absent") != old.get(name, "absent")
-    ]
+    return changes(record.config, study.cases[record.case])
 
 
 def rounded(values: Any) -> Any:

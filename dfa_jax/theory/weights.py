@@ -89,7 +89,7 @@ def simulate_weights(
 
     A time `t` is reached after `round(t D)` steps, one fresh input each; the first must be 0.
     `jax.vmap` over keys, weights, or both runs many at once. `simulation.simulate` does the same in
-    distribution, some ten times as fast.
+    distribution, without drawing inputs or weights.
 
     Returns:
         The order parameters at `times` on a leading axis, as `ode.solve` gives them.

@@ -68,6 +68,10 @@ class TrainConfig:
         if self.loss not in LOSSES:
             raise InputError(f"loss is '{self.loss}'; expected one of {', '.join(LOSSES)}")
 
+    def num_steps(self, steps_per_epoch: int) -> int:
+        """Optimiser steps of the run, at least one."""
+        return max(1, round(self.num_epochs * steps_per_epoch))
+
     def evaluation_steps(self, num_steps: int, steps_per_epoch: int) -> list[int]:
         """After which steps to evaluate; the last one is always among them.
 
@@ -134,8 +138,10 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def changes(stored: Mapping[str, Any], config: TrainConfig) -> list[str]:
+def changes(stored: Mapping[str, Any], config: Any) -> list[str]:
     """The settings in which a stored configuration differs from this one, `"name: old -> new"`.
+
+    Of any dataclass that `to_dict` writes: a run's, or a study's case.
 
     A setting that is younger than the stored configuration had its default then. Where the data lay
     is no setting.

@@ -90,8 +90,7 @@ def _prepare(
     dataset = config.data.load()
     num_train = len(dataset.train.targets)
     sources = [EpochShuffle(num_train, config.batch_size, seed) for seed in seeds]
-    num_steps = max(1, round(config.num_epochs * sources[0].steps_per_epoch))
-    program = loop.make_program(config, dataset, num_steps)
+    program = loop.make_program(config, dataset, config.num_steps(sources[0].steps_per_epoch))
     return program, jax.device_put(dataset.train), sources
 
 
@@ -124,8 +123,8 @@ def _check_finite(losses: np.ndarray, step: int, config: TrainConfig) -> None:
 def draw_states(keys: Array, feedback_key: Array, data: Batch, *, program: Program) -> TrainState:
     """One state a seed; the rule's state is the same in all."""
     example = jax.tree.map(lambda a: a[:2], data)
-    parts = {name: part for name, part in program.parts.items() if name != "loss_fn"}
-    return jax.vmap(lambda key: init_state(key, example, feedback_key=feedback_key, **parts))(keys)
+    parts = {"feedback_key": feedback_key, **program.initial_parts}
+    return jax.vmap(lambda key: init_state(key, example, **parts))(keys)
 
 
 @functools.partial(jax.jit, static_argnames="program", donate_argnames="states")

@@ -65,6 +65,11 @@ class Program:
         tx = self.optimizer.build(self.num_steps)
         return {"model": self.model, "rule": self.rule, "loss_fn": LOSSES[self.loss], "tx": tx}
 
+    @property
+    def initial_parts(self) -> dict[str, Any]:
+        """The keyword arguments of `init_state`."""
+        return {name: part for name, part in self.parts.items() if name != "loss_fn"}
+
 
 def fit(
     config: TrainConfig,
@@ -94,9 +99,13 @@ def fit(
     4
     """
     dataset = config.data.load()
+    if not np.issubdtype(dataset.train.targets.dtype, np.integer):
+        raise InputError(
+            f"data set '{dataset.name}' has no classes, and a run reports accuracy; train it with"
+            " train.ensemble.fit_ensemble, or choose a set with labels"
+        )
     source = EpochShuffle(len(dataset.train.targets), config.batch_size, config.seed)
-    num_steps = max(1, round(config.num_epochs * source.steps_per_epoch))
-    program = make_program(config, dataset, num_steps)
+    program = make_program(config, dataset, config.num_steps(source.steps_per_epoch))
     run = _Run(config, program, dataset, source)
     if run_dir is None:
         return run.train(progress)
@@ -312,8 +321,7 @@ def draw_state(
     key: PRNGKey, feedback_key: PRNGKey | None, batch: Batch, *, program: Program
 ) -> TrainState:
     """`init_state` on the devices where the state stays; one compilation serves every seed."""
-    parts = {name: part for name, part in program.parts.items() if name != "loss_fn"}
-    state = init_state(key, batch, feedback_key=feedback_key, **parts)
+    state = init_state(key, batch, feedback_key=feedback_key, **program.initial_parts)
     return jax.lax.with_sharding_constraint(state, sharding.state_shardings(program.mesh, state))
 
 
