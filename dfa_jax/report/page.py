@@ -31,7 +31,7 @@ def html(recipe: Recipe, records: Sequence[RunRecord]) -> str:
         settings=pairs(provenance.settings([record.config for record in records])),
         figure_note="Lines: mean over seeds; bands: 95 % interval (Student's t).",
         runs_title=f"All {len(records)} runs",
-        runs_head="".join(f"<th>{heading}</th>" for heading in provenance.RUN_HEADINGS),
+        runs_head=table_row("th", provenance.RUN_HEADINGS),
         runs="".join(map(run_line, records)),
     )
 
@@ -117,5 +117,9 @@ def pairs(found: Sequence[tuple[str, str]]) -> str:
 
 def run_line(record: RunRecord) -> str:
     """One run in the full list."""
-    cells = "".join(f"<td>{escape(cell)}</td>" for cell in provenance.run_cells(record))
-    return f"<tr>{cells}</tr>"
+    return table_row("td", provenance.run_cells(record))
+
+
+def table_row(tag: str, cells: Sequence[str]) -> str:
+    """Plain cells of one kind as a row."""
+    return "<tr>" + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in cells) + "</tr>"

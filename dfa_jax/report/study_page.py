@@ -86,8 +86,8 @@ def html(chosen: Study, held: Sequence[CaseRecord]) -> str:
         facts=page.pairs(provenance.merged(record.environment for record in held)),
         settings=page.pairs(provenance.settings([record.config for record in held])),
         runs_title=f"All {len(held)} cases",
-        runs_head=_row("th", ("case", "seconds", "commit")),
-        runs="".join(_row("td", _case_cells(record)) for record in held),
+        runs_head=page.table_row("th", ("case", "seconds", "commit")),
+        runs="".join(page.table_row("td", _case_cells(record)) for record in held),
     )
 
 
@@ -98,7 +98,7 @@ def _verdict_line(one: Finding) -> str:
 
 
 def _html_table(found: Sequence[Finding]) -> str:
-    lines = [f"<thead>{_row('th', HEADINGS)}</thead>"]
+    lines = [f"<thead>{page.table_row('th', HEADINGS)}</thead>"]
     for one in found:
         *cells, last = _cells(one)
         inner = "".join(f'<td class="wrap">{escape(cell)}</td>' for cell in cells)
@@ -109,7 +109,3 @@ def _html_table(found: Sequence[Finding]) -> str:
 
 def _case_cells(record: CaseRecord) -> tuple[str, ...]:
     return record.case, f"{record.wall_seconds:.1f}", record.environment["commit"] or "unknown"
-
-
-def _row(tag: str, cells: Sequence[str]) -> str:
-    return "<tr>" + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in cells) + "</tr>"
