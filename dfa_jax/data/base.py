@@ -102,9 +102,13 @@ class EpochShuffle:
         return rows
 
 
-@functools.lru_cache(maxsize=8)
+@functools.lru_cache(maxsize=64)
 def _permutation(seed: int, epoch: int, num_examples: int) -> np.ndarray:
-    key = jax.random.fold_in(jax.random.key(seed), epoch)
-    order = np.array(jax.random.permutation(key, num_examples), np.int32)
+    order = np.array(_draw(jax.random.key(seed), epoch, num_examples), np.int32)
     order.flags.writeable = False  # every caller shares the cached array
     return order
+
+
+@functools.partial(jax.jit, static_argnames="num_examples")
+def _draw(key: jax.Array, epoch: int, num_examples: int) -> jax.Array:
+    return jax.random.permutation(jax.random.fold_in(key, epoch), num_examples)
