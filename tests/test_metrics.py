@@ -180,10 +180,11 @@ def test_weight_alignment_where_the_rule_defines_it(case):
         assert rule.weight_alignment(case.model, case.params, ()) == {}
 
 
-def test_alignment_before_the_activation_and_overall(case):
+@pytest.mark.parametrize("options", [{}, {"feedback_scaling": "none", "feedback_scale": 0.1}])
+def test_alignment_before_the_activation_and_overall(case, options):
     """Oracle: NumPy; cosines of the errors times the activation's slope, by layer and as one
-    vector, and of all aligned weights as one vector."""
-    rule = DirectFeedbackAlignment()
+    vector, and of all aligned weights as one vector, against feedback as drawn, unscaled."""
+    rule = DirectFeedbackAlignment(**options)
     params, feedback = helpers.started(rule, case)
     found = jax.jit(
         lambda params, batch: metrics.alignment_metrics(
@@ -204,7 +205,8 @@ def test_alignment_before_the_activation_and_overall(case):
         np.testing.assert_allclose(found[name], cosines(sent[i], true[i]).mean(), rtol=2e-5)
     overall = cosines(np.concatenate(sent, 1), np.concatenate(true, 1)).mean()
     np.testing.assert_allclose(found["preactivation_alignment"], overall, rtol=2e-5)
-    targets = [B[0].T @ B[1], B[1].T]
+    drawn = [10 * b if options else b * np.sqrt(b.shape[1]) for b in B]
+    targets = [drawn[0].T @ drawn[1], drawn[1].T]
     pairs = [np.concatenate([m.ravel() for m in side]) for side in (W[1:], targets)]
     np.testing.assert_allclose(found["weight_alignment"], cosines(*pairs), rtol=2e-5)
 

@@ -92,8 +92,11 @@ class DirectFeedbackAlignment(SiteRule):
     def weight_targets(self, model, params, rule_state) -> dict[str, Array]:
         """`B_{l-1}^T B_l` by linear map above the first; `B_{L-1}^T` on top.
 
+        `B_l` is meant before scaling here, with entries of size 1. That is no matter for one layer
+        and weighs the layers where all of them are compared as one vector, as the paper does.
         Defined where the linear maps are a chain with a site behind each but the last and the error
-        is read at the logits; empty otherwise. Source: Refinetti et al. (2021), arXiv 2011.12428.
+        is read at the logits; empty otherwise. Source: Refinetti et al. (2021), arXiv 2011.12428,
+        and the code published with it.
         """
         above_first = list(kernels(model, params).items())[1:]
         if len(above_first) != len(model.sites) or not all(
@@ -102,7 +105,7 @@ class DirectFeedbackAlignment(SiteRule):
         ):
             return {}
         matrices = [
-            draw.matrix(rule_state, site, kernel.shape[0])
+            self._unscaled(rule_state, site, kernel.shape[0])
             for site, (_, kernel) in zip(model.sites, above_first, strict=True)
         ]
         matrices.append(jnp.eye(matrices[0].shape[0]))  # the outputs get e itself
@@ -112,6 +115,13 @@ class DirectFeedbackAlignment(SiteRule):
                 above_first, itertools.pairwise(matrices), strict=True
             )
         }
+
+    def _unscaled(self, rule_state: RuleState, site: str, width: int) -> Array:
+        """`B_l` with the entries it was drawn with, `[d_e, width]`."""
+        scaled = draw.matrix(rule_state, site, width)
+        widest = rule_state["shared"].shape[1] if "shared" in rule_state else width
+        factor = draw.scaling_factor(self.feedback_scaling, widest, len(scaled))
+        return scaled / (self.feedback_scale * factor)
 
     def _feeds(self, rule_state: RuleState, site: str, kernel: Array) -> bool:
         """Whether this dense kernel takes the features of the site and the tap is at the logits."""

@@ -63,9 +63,7 @@ def direct_feedback(
     shapes, error_width = site_shapes(model, params, batch, error_tap)
 
     def factor(width: int) -> float:
-        return scale / math.sqrt(
-            {"site_width": width, "error_width": error_width, "none": 1}[scaling]
-        )
+        return scale * scaling_factor(scaling, width, error_width)
 
     if sharing == "shared":
         width = max(shape.width for shape in shapes.values())
@@ -75,6 +73,12 @@ def direct_feedback(
         * draw(key, site, (*shape.stack, error_width, *shape.features), distribution)
         for site, shape in shapes.items()
     }
+
+
+def scaling_factor(scaling: Scaling, site_width: int, error_width: int) -> float:
+    """What multiplies the entries of a feedback matrix, the option `scale` aside."""
+    divisor = {"site_width": site_width, "error_width": error_width, "none": 1}[scaling]
+    return 1 / math.sqrt(divisor)
 
 
 def send_direct(
