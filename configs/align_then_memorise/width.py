@@ -8,8 +8,8 @@ Expect: the training error falls with width, above backpropagation's; the cosine
     with width in hidden layers, and stays the same in the output layer.
 
 As in the paper: the first 10,000 images of MNIST, 14 x 14 pixels, three hidden layers, widths from
-16 up. Not as in the paper: widths to 256 in place of 512, 100 epochs at four times the rate in
-place of 1,000, five seeds in place of ten, ReLU alone, MNIST alone.
+16 up. Not as in the paper: widths to 256 in place of 512, 100 epochs at a higher rate in place
+of 1,000, five seeds in place of ten, ReLU alone, MNIST alone.
 """
 
 import dataclasses
