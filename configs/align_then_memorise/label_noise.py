@@ -8,8 +8,8 @@ Expect: with more random labels, alignment takes off later (about ten times late
     hardly changes, and the final gradient alignment is as high or higher.
 
 MNIST, ReLU and tanh, with the sizes of align_then_memorise/deep_networks and what it says of them,
-under direct feedback alignment; 300 epochs, five seeds in place of ten. A corrupted label is a class at random,
-the right one among them; test labels stay, where the paper's are corrupted too.
+under direct feedback alignment; 300 epochs, and five seeds in place of ten. A corrupted label is a
+class at random, the right one among them; test labels stay, where the paper's are corrupted too.
 """
 
 import dataclasses
