@@ -131,7 +131,7 @@ def _checked_model(config: TrainConfig, dataset: Dataset) -> Model:
         (config.batch_size, *dataset.train.inputs.shape[1:]), dataset.train.inputs.dtype
     )
     try:
-        model = from_linen(config.model, config.sites, example)
+        model = from_linen(config.model, config.sites, example, blocks=config.blocks)
         params = jax.eval_shape(model.init, jax.random.key(0), example)
         outputs = jax.eval_shape(model.apply, params, example)
     except InputError:
