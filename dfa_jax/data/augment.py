@@ -24,7 +24,7 @@ _SOLARIZE_THRESHOLD = 0.5
 
 @dataclasses.dataclass(frozen=True)
 class Augmentation:
-    """Random changes of images, in the order of the fields; what is off leaves no trace.
+    """Random changes of images, in the order of the fields; what is off is not traced.
 
     Every example has a key of its own, `fold_in(key, index in the batch)`, and every operation one
     derived from it. A result thus depends on neither the rest of the batch nor the number of
@@ -37,10 +37,10 @@ class Augmentation:
         pad: pixels of zeros around the image, out of which its size is cut at random; 0 for none.
         flip: probability of exchanging left and right.
         color_jitter: probability of the four changes below, in random order.
-        brightness: largest addend of all pixels; the addend is uniform between plus and minus it.
-        contrast: distances from each channel's mean are times a factor within it of 1, uniform.
-        saturation: saturations (HSV) are times a factor within it of 1, uniform.
-        hue: largest turn of all hues (HSV), uniform between plus and minus it; 1 is the full circle.
+        brightness: largest value to add to all pixels; uniform between minus and plus it.
+        contrast: largest change of the factor 1 of all distances from a channel's mean; uniform.
+        saturation: largest change of the factor 1 of all saturations (HSV); uniform.
+        hue: largest turn of all hues (HSV), of which 1 is the full circle; uniform.
         grayscale: probability of replacing all channels by the luma.
         blur: probability of a Gaussian blur with a deviation uniform from 0.1 to 2 pixels, cut to
             a kernel of about a tenth of the shorter side; the image's edge is continued outwards.
@@ -218,9 +218,9 @@ def _cropped(key: PRNGKey, image: _Image, min_area: float) -> _Image:
     # they fit would favour small areas, and need a loop.
     fitting = area * (width / height), width / height / area
     low, high = (jnp.log(jnp.clip(aspect, *fitting)) for aspect in _ASPECTS)
-    root = jnp.exp(jax.random.uniform(aspect_key, (), image.dtype, low, high) / 2)
+    root_aspect = jnp.exp(jax.random.uniform(aspect_key, (), image.dtype, low, high) / 2)
     side = jnp.sqrt(area * (height * width))
-    window = jnp.stack([side / root, side * root])
+    window = jnp.stack([side / root_aspect, side * root_aspect])
     whole = jnp.asarray([height, width], image.dtype)
     corner = jax.random.uniform(corner_key, (2,), image.dtype) * (whole - window)
     scale = whole / window  # at least 1, so there is nothing to antialias

@@ -123,7 +123,7 @@ def _add_options(parser: Parser, config: Any, prefix: str) -> None:
             dest=name,
             default=argparse.SUPPRESS,
             help=f"{meaning} [{value}]",
-            **_reader(hints[field.name]),
+            **_reader(hints[field.name]) | ({"nargs": "*"} if value == () else {}),
         )
 
 
