@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Int32
+from jaxtyping import Array, Int32
 
 from dfa_jax.errors import InputError
 from dfa_jax.types import Batch
@@ -110,5 +110,5 @@ def _permutation(seed: int, epoch: int, num_examples: int) -> np.ndarray:
 
 
 @functools.partial(jax.jit, static_argnames="num_examples")
-def _draw(key: jax.Array, epoch: int, num_examples: int) -> jax.Array:
+def _draw(key: Array, epoch: int | Int32[Array, ""], num_examples: int) -> Array:
     return jax.random.permutation(jax.random.fold_in(key, epoch), num_examples)
