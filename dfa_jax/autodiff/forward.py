@@ -61,7 +61,8 @@ def _signs(key: PRNGKey, shape: tuple[int, ...]) -> Array:
     """+1 or -1, a random bit each: 32 of them a word, where `jax.random.rademacher` takes one."""
     *batch, dim = shape
     words = jax.random.bits(key, (*batch, -(-dim // 32)), jnp.uint32)
-    bits = (words[..., None] >> jnp.arange(32, dtype=jnp.uint32)) & 1
+    places = jax.lax.broadcasted_iota(jnp.uint32, (*words.shape, 32), words.ndim)
+    bits = (words[..., None] >> places) & 1
     flat = bits.reshape(*batch, -1)[..., :dim]
     return 1 - 2 * flat.astype(jnp.float32)
 

