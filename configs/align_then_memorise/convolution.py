@@ -3,7 +3,7 @@
 Paper: Refinetti, d'Ascoli, Ohana and Goldt (2021), Align, then memorise, arXiv 2011.12428, the
     section on convolutional networks
 Command: python scripts/reproduce.py align_then_memorise/convolution
-Time: 5 min on 2 cores
+Time: 12 min on 2 cores
 Expect: the largest cosine that any kernel can have with random feedback is k / (d_in d_out), less
     than 2 % here; without weight sharing it is k / d_in. A convolutional network's lowest layer
     keeps a gradient alignment near zero, a locally connected one's does not.
@@ -190,7 +190,7 @@ def findings(results: Results) -> Sequence[Finding]:
 RECIPE = Study(
     title="Convolutions: the reach of shared weights",
     paper="Refinetti, d'Ascoli, Ohana and Goldt (2021), Align, then memorise, arXiv 2011.12428",
-    minutes=5,
+    minutes=12,
     cases=TRAININGS | REACHES,
     draw=draw,
     findings=findings,

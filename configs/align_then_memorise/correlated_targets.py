@@ -3,7 +3,7 @@
 Paper: Refinetti, d'Ascoli, Ohana and Goldt (2021), Align, then memorise, arXiv 2011.12428, the
     figure of alignment against the targets' variance ratio and correlation (alpha, beta)
 Command: python scripts/reproduce.py align_then_memorise/correlated_targets
-Time: 20 min on 2 cores
+Time: 11 min on 2 cores
 Expect: the largest weight alignment and the final gradient alignment rise with alpha, strongly, and
     with beta, weakly.
 
@@ -127,7 +127,7 @@ def findings(results: Results) -> Sequence[Finding]:
 RECIPE = Study(
     title="Correlated targets: conditioning and alignment",
     paper="Refinetti, d'Ascoli, Ohana and Goldt (2021), Align, then memorise, arXiv 2011.12428",
-    minutes=20,
+    minutes=11,
     cases=CASES,
     draw=draw,
     findings=findings,

@@ -3,7 +3,7 @@
 Paper: Refinetti, d'Ascoli, Ohana and Goldt (2021), Align, then memorise, arXiv 2011.12428, the
     figure of the fraction of successful runs and its binomial formula
 Command: python scripts/reproduce.py align_then_memorise/relu_success
-Time: 4 min on 2 cores
+Time: 10 min on 2 cores
 Expect: a ReLU unit's output has one sign, so v_k < 0 cannot serve a teacher with A > 0, and v
     aligns with F. A run succeeds just where at least M components of F are positive; with random
     signs that is P(K, M) = 2^-K sum_{k <= K - M} binomial(K, k).
@@ -127,7 +127,7 @@ def findings(results: Results) -> Sequence[Finding]:
 RECIPE = Study(
     title="ReLU students: success against the number of hidden units",
     paper="Refinetti, d'Ascoli, Ohana and Goldt (2021), Align, then memorise, arXiv 2011.12428",
-    minutes=4,
+    minutes=10,
     cases=CASES,
     draw=draw,
     findings=findings,

@@ -3,7 +3,7 @@
 Paper: Refinetti, d'Ascoli, Ohana and Goldt (2021), Align, then memorise, arXiv 2011.12428, the
     figure of the cosine similarity between the weights of different seeds
 Command: python scripts/reproduce.py align_then_memorise/seed_similarity
-Time: 40 min on 2 cores (none, once align_then_memorise/deep_networks has run)
+Time: 37 min on 2 cores (none, once align_then_memorise/deep_networks has run)
 Expect: networks that share their feedback converge on each other under direct feedback alignment;
     under backpropagation they stay as far apart as they started.
 
@@ -72,7 +72,7 @@ def findings(results: Results) -> Sequence[Finding]:
 RECIPE = Study(
     title="Degeneracy breaking in deep networks: similarity between seeds",
     paper="Refinetti, d'Ascoli, Ohana and Goldt (2021), Align, then memorise, arXiv 2011.12428",
-    minutes=40,
+    minutes=37,
     cases=CASES,
     draw=draw,
     findings=findings,

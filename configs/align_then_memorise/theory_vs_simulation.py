@@ -3,7 +3,7 @@
 Paper: Refinetti, d'Ascoli, Ohana and Goldt (2021), Align, then memorise, arXiv 2011.12428, the
     figure of theory and simulation
 Command: python scripts/reproduce.py align_then_memorise/theory_vs_simulation
-Time: 3 min on 2 cores
+Time: 5 min on 2 cores
 Expect: simulations of online learning in D dimensions fall on the solution of the equations of
     motion, with deviations that fall as the root of D.
 
@@ -162,7 +162,7 @@ def gap(found: Mapping[str, np.ndarray]) -> float:
 RECIPE = Study(
     title="Theory against simulation: shallow networks under direct feedback alignment",
     paper="Refinetti, d'Ascoli, Ohana and Goldt (2021), Align, then memorise, arXiv 2011.12428",
-    minutes=3,
+    minutes=5,
     cases=CASES,
     draw=draw,
     findings=findings,

@@ -3,7 +3,7 @@
 Paper: Refinetti, d'Ascoli, Ohana and Goldt (2021), Align, then memorise, arXiv 2011.12428, the
     width study of its appendix
 Command: python scripts/reproduce.py align_then_memorise/width
-Time: 20 min on 2 cores
+Time: 12 min on 2 cores
 Expect: the training error falls with width, above backpropagation's; the cosine between seeds falls
     with width in hidden layers, and stays the same in the output layer.
 
@@ -105,7 +105,7 @@ def findings(results: Results) -> Sequence[Finding]:
 RECIPE = Study(
     title="Width: fit and agreement between seeds",
     paper="Refinetti, d'Ascoli, Ohana and Goldt (2021), Align, then memorise, arXiv 2011.12428",
-    minutes=20,
+    minutes=12,
     cases=CASES,
     draw=draw,
     findings=findings,

@@ -158,8 +158,8 @@ def measure(
         outputs = program.model.apply(state.params, seen.inputs)
         found = {"train_loss": loss_fn(outputs, seen.targets).mean()}
         if jnp.issubdtype(seen.targets.dtype, jnp.integer):
-            right = metrics.correct(outputs, seen.targets)
-            found["train_error"] = 1 - right.astype(jnp.float32).mean()
+            wrong = ~metrics.correct(outputs, seen.targets)
+            found["train_error"] = wrong.astype(jnp.float32).mean()
         key = jax.random.fold_in(state.key, state.step)
         return found | metrics.alignment_metrics(
             key, program.model, program.rule, loss_fn, state.params, state.rule_state, aligned
