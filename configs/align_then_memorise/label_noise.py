@@ -3,7 +3,7 @@
 Paper: Refinetti, d'Ascoli, Ohana and Goldt (2021), Align, then memorise, arXiv 2011.12428, the
     figure of label corruption
 Command: python scripts/reproduce.py align_then_memorise/label_noise
-Time: 20 min on 2 cores
+Time: 23 min on 2 cores
 Expect: with more random labels, alignment takes off later (about ten times later at 90 %), its peak
     hardly changes, and the final gradient alignment is as high or higher.
 
@@ -108,7 +108,7 @@ def findings(results: Results) -> Sequence[Finding]:
 RECIPE = Study(
     title="Label noise: alignment comes later, and as strong",
     paper="Refinetti, d'Ascoli, Ohana and Goldt (2021), Align, then memorise, arXiv 2011.12428",
-    minutes=20,
+    minutes=23,
     cases=CASES,
     draw=draw,
     findings=findings,
