@@ -9,8 +9,8 @@ Expect: with more random labels, alignment takes off later (about ten times late
 
 MNIST, ReLU and tanh, with the sizes of align_then_memorise/deep_networks and what it says of them,
 under direct feedback alignment; 300 epochs, ReLU at rate 0.02 (with noisy labels, 0.04 breaks the
-networks), and five seeds in place of ten. A corrupted label is a
-class at random, the right one among them; test labels stay, where the paper's are corrupted too.
+networks), and five seeds in place of ten. A corrupted label is a class at random, the right one
+among them; test labels stay, where the paper's are corrupted too.
 """
 
 import dataclasses
