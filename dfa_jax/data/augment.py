@@ -125,7 +125,7 @@ class Augmentation:
         return jax.vmap(augmented)(jnp.arange(len(images)), images)
 
     def _operations(self) -> list[tuple[float, _Operation]]:
-        """All seven, with their probabilities, in order; 0 if off."""
+        """All seven, in order, with their probabilities; a crop is on (1) or off (0)."""
         jitters = any((self.brightness, self.contrast, self.saturation, self.hue))
         return [
             (self.crop_min_area < 1, functools.partial(_cropped, min_area=self.crop_min_area)),

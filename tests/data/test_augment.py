@@ -159,6 +159,7 @@ def test_together_as_one_by_one():
     assert found.max() <= 1
 
 
+@functools.cache
 def crops(height, width, min_area):
     """500 crops of two ramps, which tell the window, and of two random channels, which do not.
 
@@ -290,12 +291,11 @@ def test_solarize():
     np.testing.assert_array_equal(augmented(Augmentation(solarize=1.0), images), expected)
 
 
-@pytest.mark.parametrize(("height", "width", "radius"), [(16, 24, 1), (64, 40, 2)])
-def test_blur(height, width, radius):
-    """Independent implementation: SciPy's truncated Gaussian filter with the edge continued.
+@functools.cache
+def blurs(height, width):
+    """An image, 200 blurs of it, and their deviations.
 
-    Statistical test: 200 deviations are uniform from 0.1 to 2 pixels; seen if 0.16 off. They are read
-    off the response to a single bright pixel, exp(-1 / (2 sigma^2)) beside it.
+    They are read off the response to a single bright pixel, exp(-1 / (2 sigma^2)) beside it.
     """
     image = random_images(height, width, 2)
     y, x = height // 2, width // 2
@@ -303,13 +303,32 @@ def test_blur(height, width, radius):
     image[y, x] = 1
     found = augmented(Augmentation(blur=1.0), copies(200, image))
     ratio = found[:, y, x + 1, 0].astype(np.float64) / found[:, y, x, 0]
-    sigmas = np.sqrt(-0.5 / np.log(ratio))
+    return image, found, np.sqrt(-0.5 / np.log(ratio))
+
+
+@pytest.mark.parametrize(("height", "width", "radius"), [(16, 24, 1), (64, 40, 2)])
+def test_blur(height, width, radius):
+    """Independent implementation: SciPy's truncated Gaussian filter with the edge continued.
+
+    Statistical test: 200 deviations are uniform from 0.1 to 2 pixels; seen if 0.16 off.
+    """
+    image, found, sigmas = blurs(height, width)
     assert_uniform(sigmas, 0.1, 2.0)
     for out, sigma in list(zip(found, sigmas, strict=True))[:5]:
         expected = scipy.ndimage.gaussian_filter(
             image, sigma, mode="nearest", radius=radius, axes=(0, 1)
         )
         np.testing.assert_allclose(out, expected, rtol=0, atol=1e-5)
+
+
+def test_operations_have_keys_of_their_own():
+    """Statistical test: a crop's area and a blur's deviation, of 200 examples, to 5 deviations.
+
+    One key for both would draw them from the same number, with a correlation of 1.
+    """
+    tall, wide = crops(16, 16, 0.08)[2].T[2:]
+    sigmas = blurs(16, 24)[2]
+    assert abs(np.corrcoef((tall * wide)[:200], sigmas)[0, 1]) < 5 / np.sqrt(200)
 
 
 def test_range():
