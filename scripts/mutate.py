@@ -69,7 +69,7 @@ SABOTAGES = {
         "autodiff/sites.py",
         "        return jnp.mean(loss_fn(outputs, batch.targets))\n\n    cuts",
         "        return jnp.sum(loss_fn(outputs, batch.targets))\n\n    cuts",
-        "tests/conformance",
+        "tests/autodiff tests/rules tests/conformance",
     ),
     "the same B at every site": Sabotage(
         "rules/draw.py",
