@@ -78,7 +78,7 @@ def findings(results: Results) -> Sequence[Finding]:
                 "in this order, the first before the end",
                 "read off the authors' plots",
                 ", ".join(f"{epoch:.3g}" for epoch in peaks),
-                peaks == sorted(peaks) and peaks[0] < curves["epoch"][-1],
+                bool(peaks == sorted(peaks) and peaks[0] < curves["epoch"][-1]),
             )
         )
     return found
