@@ -148,14 +148,14 @@ def _slope_at(layout: _Layout, slopes: dict[str, Array], reach: tuple[Reach, ...
         own_stack = stack if term.is_own and term.num_stack == layout.num_stack else ()
         if term.num_stack and not own_stack:
             slope = slope.sum(tuple(range(term.num_stack)))
-        own = _common(places, features[:-1]) if term.is_own else 0
+        own = common_axes(places, features[:-1]) if term.is_own else 0
         slope = slope.sum(tuple(range(slope.ndim - len(places) + own, slope.ndim)))
         lead = own_stack or (1,) * len(stack)
         total += slope.reshape(*lead, *batch, *places[:own], *(1,) * (len(features) - own))
     return total
 
 
-def _common(left: tuple[int, ...], right: tuple[int, ...]) -> int:
+def common_axes(left: tuple[int, ...], right: tuple[int, ...]) -> int:
     """How many leading entries agree."""
     agree = [a == b for a, b in zip(left, right, strict=False)]
     return agree.index(False) if False in agree else len(agree)

@@ -67,19 +67,19 @@ class LocalLosses(LearningRule):
     def init(self, key, model, params, batch) -> tuple[Params, RuleState]:
         """The parameters with a head for every block, and the estimator's state."""
         head_key, rule_key = jax.random.split(key)
-        objective = self._objective(_no_loss, model, batch)
+        objective = self.objective(_no_loss, model, batch)
         params = {**params, HEADS: objective.draw_heads(head_key, params, batch)}
         return self.estimator.init(rule_key, objective.with_heads(model, params), params, batch)
 
     def estimate(self, key, model, loss_fn, params, rule_state, batch) -> GradEstimate:
         """The estimator's, for all losses; the reported one is that of the outputs."""
-        objective = self._objective(loss_fn, model, batch)
+        objective = self.objective(loss_fn, model, batch)
         augmented = objective.with_heads(model, params)
         return self.estimator.estimate_of(objective, key, augmented, params, rule_state, batch)
 
     def errors(self, key, model, loss_fn, params, rule_state, batch, at=None) -> SiteArrays:
         """The estimator's, for all losses."""
-        objective = self._objective(loss_fn, model, batch)
+        objective = self.objective(loss_fn, model, batch)
         augmented = objective.with_heads(model, params)
         return self.estimator.errors_of(objective, key, augmented, params, rule_state, batch, at)
 
@@ -87,7 +87,8 @@ class LocalLosses(LearningRule):
         """The estimator's, of the model's own maps."""
         return self.estimator.weight_targets(model, params, rule_state)
 
-    def _objective(self, loss_fn: LossFn, model: Model, batch: Batch) -> "LocalObjective":
+    def objective(self, loss_fn: LossFn, model: Model, batch: Batch) -> "LocalObjective":
+        """All losses of a model; of the batch only shapes are read."""
         ends = model.blocks if self.blockwise else model.blocks[-1:]
         at = from_linen(model.module, ends, batch.inputs)
         order = from_linen(model.module, [*model.sites, *model.blocks], batch.inputs)

@@ -98,7 +98,7 @@ def test_no_tangent_crosses_blocks_patches_or_groups(place):
     case = mixer()
     rule = LocalLosses(patchwise=True, num_groups=2)
     params, _ = prepared(rule, case)
-    objective = rule._objective(helpers.LOSS, case.model, case.batch)
+    objective = rule.objective(helpers.LOSS, case.model, case.batch)
     shapes = sites.activity_shapes(case.model, params, case.batch.inputs)
     zeros = {site: jnp.zeros(a.shape) for site, a in shapes.items()}
     one = (slice(None), 1) if place == "token_mixing" else (slice(None), 1, 0)
