@@ -109,7 +109,7 @@ def test_a_site_that_does_not_cut_is_caught(monkeypatch, missing):
     """Oracle: sabotage. The site is recorded but not cut; a check that passes now would pass
     always. The report must name this site and what lies at and below it, and no other site."""
     case = helpers.made(MLP((6, 5, 4), 3), "layer_*", helpers.images())
-    cut = sites._at_sites
+    cut = sites.at_sites
 
     def all_but_one(model, order, arrays):
         orders = cut(model, order, arrays)
@@ -118,7 +118,7 @@ def test_a_site_that_does_not_cut_is_caught(monkeypatch, missing):
             orders[path] = {"output": {"perturb": jnp.zeros(())}}
         return orders
 
-    monkeypatch.setattr(sites, "_at_sites", all_but_one)
+    monkeypatch.setattr(sites, "at_sites", all_but_one)
     report = checks.check_isolation(*case)
     assert {leak.site for leak in report.leaks} == {missing}
     assert f"{missing}/Dense_0/kernel" in {leak.parameter for leak in report.leaks}
