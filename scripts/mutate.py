@@ -182,6 +182,12 @@ SABOTAGES = {
         "return path[:-1] in model.readout",
         "tests/rules",
     ),
+    "guesses as long as they come": Sabotage(
+        "rules/gradient_guess.py",
+        'weight = slope if self.guess == "random" else slope / square\n            lead',
+        "weight = slope\n            lead",
+        "tests/rules",
+    ),
     "no cut behind a block": Sabotage(
         "rules/local_losses.py",
         'action = "cut" if self.rule.greedy else "record"',

@@ -18,6 +18,7 @@ from dfa_jax.rules.direct_random_target_projection import (
 )
 from dfa_jax.rules.feedback_alignment import FeedbackAlignment as FeedbackAlignment
 from dfa_jax.rules.fixed_random_sign import FixedRandomSign as FixedRandomSign
+from dfa_jax.rules.gradient_guess import GradientGuess as GradientGuess
 from dfa_jax.rules.kolen_pollack import KolenPollack as KolenPollack
 from dfa_jax.rules.local_losses import LocalLosses as LocalLosses
 from dfa_jax.rules.shallow import Shallow as Shallow
@@ -37,5 +38,6 @@ RULES: dict[str, type[LearningRule]] = {
     "local_losses": LocalLosses,
     "weight_forward_gradient": WeightForwardGradient,
     "activity_forward_gradient": ActivityForwardGradient,
+    "gradient_guess": GradientGuess,
 }
 """The registry: command line, configurations, conformance tests and docs all read it."""

@@ -115,8 +115,25 @@ class LocalObjective(Objective):
         ends = {block: jnp.zeros(place.stack) for block, place in self.at.where.items()}
         given, orders = orders, sites.merge_orders(orders, sites.at_sites(self.at, action, ends))
         outputs, found = sites.apply_with_orders(self.order, params, batch.inputs, orders, key=key)
-        terms = {OUTPUTS: self.loss_fn(outputs, batch.targets)}
+        cut = {  # by whoever asked: then a loss reaches its head alone
+            block
+            for block, place in self.at.where.items()
+            if "cut" in given.get(place.path, {}).get(place.place, {})
+        }
+        seen = {
+            block: jax.lax.stop_gradient(found[block]) if block in cut else found[block]
+            for block in self.at.sites
+        }
         heads = sites.put_orders(params, orders)[HEADS]
+        terms = self.local_terms(seen, heads, batch.targets, outputs, replicated=replicated)
+        terms[OUTPUTS] = self.loss_fn(outputs, batch.targets)
+        return Losses(outputs, {s: h for s, h in found.items() if s in model.where}, terms)
+
+    def local_terms(
+        self, seen: SiteArrays, heads: Params, targets: Any, outputs: Array, *, replicated: bool
+    ) -> dict[str, Array]:
+        """The terms of blocks with these activities; of the outputs only the shape is read."""
+        terms = {}
         for block, place in self.at.where.items():
             term = functools.partial(
                 self._term,
@@ -126,10 +143,8 @@ class LocalObjective(Objective):
             )
             for _ in place.stack:
                 term = jax.vmap(term, in_axes=(0, 0, None))
-            is_cut = "cut" in given.get(place.path, {}).get(place.place, {})
-            h = jax.lax.stop_gradient(found[block]) if is_cut else found[block]
-            terms[block] = term(h, heads[block], batch.targets)
-        return Losses(outputs, {s: h for s, h in found.items() if s in model.where}, terms)
+            terms[block] = term(seen[block], heads[block], targets)
+        return terms
 
     def _term(
         self, h: Array, head: Params, targets: Any, *, width: int, num_batch: int, replicated: bool

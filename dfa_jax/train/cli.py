@@ -118,12 +118,15 @@ def _add_options(parser: Parser, config: Any, prefix: str) -> None:
             _add_options(parser, value, name + ".")
             continue
         meaning = meanings.get(field.name, "").replace("%", "%%")
+        options: dict[str, Any] = _reader(hints[field.name]) | (
+            {"nargs": "*"} if value == () else {}
+        )
         parser.add_argument(
             "--" + name.replace("_", "-"),
             dest=name,
             default=argparse.SUPPRESS,
             help=f"{meaning} [{value}]",
-            **_reader(hints[field.name]) | ({"nargs": "*"} if value == () else {}),
+            **options,
         )
 
 
