@@ -172,8 +172,8 @@ SABOTAGES = {
     ),
     "a block hears of its loss twice": Sabotage(
         "rules/local_losses.py",
-        "h = jax.lax.stop_gradient(found[block]) if is_cut else found[block]",
-        "h = found[block]",
+        "block: jax.lax.stop_gradient(found[block]) if block in cut else found[block]",
+        "block: found[block]",
         "tests/rules",
     ),
     "guess the heads too": Sabotage(

@@ -117,7 +117,8 @@ def test_the_key_matters_for_rules_that_draw_only(name):
 
 @every_rule
 def test_eight_devices_equal_one(name):
-    """Exact equivalence: batch sharded over a mesh of 8, parameters and state replicated, to 1e-6.
+    """Exact equivalence: batch sharded over a mesh of 8, parameters and state replicated, to 3e-6:
+    a gradient guess divides by a squared length, which doubles what rounding does to it.
 
     Noise or feedback drawn per device would make a result depend on the machine.
     """
@@ -129,7 +130,7 @@ def test_eight_devices_equal_one(name):
     assert len(batch.inputs.sharding.device_set) == 8
     found = subject.run(jax.random.key(0), params, state, batch)
     subject.num_traces -= 1  # this one was for another sharding
-    helpers.assert_close(found.grads, subject().grads, 1e-6)
+    helpers.assert_close(found.grads, subject().grads, 3e-6)
     helpers.assert_close(found.loss, subject().loss, 1e-6)
 
 
