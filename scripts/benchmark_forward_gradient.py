@@ -131,7 +131,7 @@ def measure(
     """Temporary memory and FLOPs of every function; times of those that fit, in turns."""
     found, running = {}, {}
     for name, (function, shapes) in functions.items():
-        compiled = jax.jit(function).lower(*shapes).compile()
+        compiled: Any = jax.jit(function).lower(*shapes).compile()
         memory = compiled.memory_analysis().temp_size_in_bytes
         found[name] = {
             "megabytes": memory / 1e6,
