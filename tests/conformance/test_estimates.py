@@ -17,7 +17,9 @@ from tests.helpers import LOSS
 CASES = {"mlp": helpers.mlp, "convnet": helpers.convnet, "scanned": helpers.scanned}
 
 every_rule = pytest.mark.parametrize("name", list(RULES))
-every_case = pytest.mark.parametrize("kind", list(CASES))
+every_case = pytest.mark.parametrize(  # the convolutional one takes long to compile
+    "kind", [pytest.param(k, marks=pytest.mark.slow if k == "convnet" else ()) for k in CASES]
+)
 
 
 class Prepared:

@@ -157,6 +157,7 @@ def pair(node):
     return isinstance(node, tuple)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["weights", "activities", "local, weights", "local, activities"])
 def test_projection_of_enough_draws_is_the_gradient(x64, name):
     """Exact equivalence: directions that span the space leave nothing to guess."""
@@ -197,6 +198,7 @@ VARIANCES = {  # p fan-in, q fan-out, N examples: multiples of V and of S
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(VARIANCES))
 def test_variance_is_the_papers_formula(name):
     """Closed form: Table 1 of Ren et al. (2023, arXiv 2210.03310) with Gaussian inputs and errors,

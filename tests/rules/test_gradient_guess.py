@@ -88,6 +88,7 @@ def test_a_local_target_is_hit_by_its_own_gradient(x64, space):
         helpers.assert_close(grads[site]["Dense_0"], expected, 1e-10)
 
 
+@pytest.mark.slow
 def test_weight_guesses_are_projections_block_by_block(x64):
     """Independent implementation: the true gradient projected on the local one, one block a vector."""
     case, rule = three(), GradientGuess(space="weights")
@@ -104,6 +105,7 @@ def test_weight_guesses_are_projections_block_by_block(x64):
         np.testing.assert_allclose(flat[0], expected, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_random_guesses_are_unbiased():
     """Statistical test: over 4,000 steps the mean error is within 5 standard deviations of the true
     one in every entry; a factor of 0.8 would be seen in the entries above 0.1 of the largest."""

@@ -117,6 +117,7 @@ def test_no_tangent_crosses_blocks_patches_or_groups(place):
         np.testing.assert_array_equal(slopes[name], 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"normalize": True}, {"blockwise": False}])
 def test_aggregators_agree(options):
     """Exact equivalence: fused and naive replicas make the same errors, draw by draw."""
