@@ -148,7 +148,7 @@ def scores(name, factor=1.0, num_draws=3000):
             error = max(error, np.abs(mean - factor * true).max() / max(scale, 1e-12))
             continue
         counts = variance > 1e-10  # not rounding, where a normalisation makes the truth 0
-        z.append(((mean - true) / np.sqrt(variance / num_draws))[counts])
+        z.append((mean - true)[counts] / np.sqrt(variance[counts] / num_draws))
     return np.concatenate([part.ravel() for part in z]), error
 
 
