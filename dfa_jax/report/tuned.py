@@ -79,6 +79,6 @@ class Tuned:
 
     def shrunk(self) -> "Tuned":
         """Two rates, one seed, a small network on few examples."""
-        small = {"seeds": self.seeds[:1], "tuning_epochs": 1.0, "num_validation": 16}
+        small = {"seeds": self.seeds[:1], "tuning_epochs": 1.0, "num_validation": 32}
         config = shrink_config(self.config)
         return dataclasses.replace(self, config=config, rates=self.rates[:2], **small)
