@@ -1,11 +1,12 @@
 """Train neural networks in JAX and Flax without (all of) backpropagation."""
 
 from dfa_jax.autodiff import collect, site_gradients
-from dfa_jax.checks import check_isolation, cost_report
-from dfa_jax.errors import InputError, SiteError
-from dfa_jax.models import MLP, ConvNet, Model, from_linen
+from dfa_jax.checks import check_isolation, check_locality, cost_report
+from dfa_jax.errors import DivergedError, InputError, SiteError
+from dfa_jax.models import MLP, ConvNet, LocalMixer, Model, from_linen
 from dfa_jax.rules import (
     RULES,
+    ActivityForwardGradient,
     Backprop,
     BatchwiseRandomSign,
     ChainRule,
@@ -14,11 +15,15 @@ from dfa_jax.rules import (
     FeedbackAlignment,
     FixedRandomSign,
     GradEstimate,
+    GradientGuess,
     KolenPollack,
     LearningRule,
+    LocalLosses,
+    ObjectiveRule,
     Shallow,
     SiteRule,
     UniformSign,
+    WeightForwardGradient,
 )
 from dfa_jax.train import TrainConfig, TrainState, fit, init_state, train_step
 from dfa_jax.types import Batch
@@ -26,6 +31,7 @@ from dfa_jax.types import Batch
 __all__ = [
     "MLP",
     "RULES",
+    "ActivityForwardGradient",
     "Backprop",
     "Batch",
     "BatchwiseRandomSign",
@@ -33,20 +39,27 @@ __all__ = [
     "ConvNet",
     "DirectFeedbackAlignment",
     "DirectRandomTargetProjection",
+    "DivergedError",
     "FeedbackAlignment",
     "FixedRandomSign",
     "GradEstimate",
+    "GradientGuess",
     "InputError",
     "KolenPollack",
     "LearningRule",
+    "LocalLosses",
+    "LocalMixer",
     "Model",
+    "ObjectiveRule",
     "Shallow",
     "SiteError",
     "SiteRule",
     "TrainConfig",
     "TrainState",
     "UniformSign",
+    "WeightForwardGradient",
     "check_isolation",
+    "check_locality",
     "collect",
     "cost_report",
     "fit",

@@ -1,4 +1,4 @@
-"""Two checks for users' own models: nothing leaks across a site, and what each rule costs."""
+"""Checks for users' own models: what leaks across a site or a local loss, and what a rule costs."""
 
 import math
 import re
@@ -14,7 +14,8 @@ from jaxtyping import Array
 from dfa_jax import losses
 from dfa_jax.autodiff import sites
 from dfa_jax.models.base import Model
-from dfa_jax.rules import Backprop, LearningRule
+from dfa_jax.rules import Backprop, LearningRule, LocalLosses
+from dfa_jax.rules.activity_forward_gradient import common_axes
 from dfa_jax.train import sharding
 from dfa_jax.types import Batch, LossFn, Params
 
@@ -129,6 +130,79 @@ def _changes(before: Params, after: Params) -> dict[str, float]:
         else 0.0
         for name, leaf in _names(before).items()
     }
+
+
+class LocalityReport(NamedTuple):
+    """What `check_locality` found: sites by the term that they should not move as they do."""
+
+    leaks: tuple[tuple[str, str], ...]
+
+    @property
+    def is_local(self) -> bool:
+        """Whether no tangent reaches the loss of another example, patch, group or block."""
+        return not self.leaks
+
+    def __str__(self) -> str:
+        if self.is_local:
+            return "local: a unit moves the losses alone whose slopes it is told"
+        return "\n".join(
+            [
+                "not local: forward gradients would be biased; patches, groups or examples mix",
+                *(
+                    f"  behind site '{site}', seen in the loss '{term}'"
+                    for site, term in self.leaks
+                ),
+            ]
+        )
+
+
+def check_locality(
+    model: Model, rule: LocalLosses, params: Params, batch: Batch, loss_fn: LossFn
+) -> LocalityReport:
+    """Whether a unit moves only those local losses whose slopes a forward gradient tells it.
+
+    A random tangent enters at one site, for the first example and the first patch and group that
+    the site is told apart by; every other slope must be exactly zero.
+
+    Args:
+        model: the model with its sites and blocks.
+        rule: the local losses; `greedy`, or nothing is local.
+        params: the parameters with heads, as `rule.init` returns them.
+        batch: two examples or more.
+        loss_fn: one loss an example.
+    """
+    objective = rule.objective(loss_fn, model, batch)
+    augmented = objective.with_heads(model, params)
+    shapes = sites.activity_shapes(model, params, batch.inputs)
+    zeros = {site: jnp.zeros(a.shape, a.dtype) for site, a in shapes.items()}
+
+    def losses(perturbations):
+        orders = sites.at_sites(model, "perturb", perturbations)
+        found = objective(augmented, params, batch, orders, replicated=True)
+        return found.terms, found.outputs
+
+    num_batch = jax.eval_shape(losses, zeros)[1].ndim - 1
+    slopes_along = jax.jit(lambda u: jax.jvp(lambda p: losses(p)[0], (zeros,), (u,))[1])
+    leaks = []
+    for number, (site, terms) in enumerate(objective.site_reach(augmented).items()):
+        own = {term.term: term for term in terms if term.is_own}
+        stack = len(model.where[site].stack)
+        features = shapes[site].shape[stack + num_batch :]
+        first = {name: 0 for name in own}
+        for name, term in own.items():
+            places = jax.eval_shape(losses, zeros)[0][name].shape[term.num_stack + num_batch :]
+            first[name] = common_axes(places, features[:-1])
+        depth = max(first.values(), default=0)
+        where = (slice(None),) * stack + (0,) * (num_batch + depth)
+        u = jax.random.normal(jax.random.key(number), shapes[site].shape, shapes[site].dtype)
+        poked = zeros | {site: zeros[site].at[where].set(u[where])}
+        for name, slope in slopes_along(poked).items():
+            if name in own:
+                seen = (slice(None),) * own[name].num_stack + (0,) * (num_batch + first[name])
+                slope = slope.at[seen].set(0)
+            if rule.greedy and bool(jnp.any(slope != 0)):
+                leaks.append((site, name))
+    return LocalityReport(tuple(leaks))
 
 
 class Cost(NamedTuple):

@@ -8,6 +8,10 @@ class InputError(ValueError):
     """A value that the user gave cannot be used; scripts print it as one line and exit with 2."""
 
 
+class DivergedError(InputError):
+    """The loss is no longer finite; a sweep over learning rates counts it as a rate too high."""
+
+
 class SiteError(InputError):
     """A credit site is unknown, was not reached, or sits where its error cannot be delivered."""
 

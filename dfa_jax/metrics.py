@@ -91,7 +91,8 @@ def site_metrics(
     `gradient_alignment/<site>` and its `_spread` (over examples), `weight_alignment/<map>` where
     the rule defines it, `activity_norm/<site>` and `error_norm/<site>` (root mean square over
     examples of the vector's norm; the error is that of the mean loss), `weight_norm/<path>`. A
-    stacked site has one entry a layer, `<site>[0]`, `<site>[1]`, ...
+    stacked site has one entry a layer, `<site>[0]`, `<site>[1]`, ... A rule that sends no errors
+    (weight-perturbed forward gradients) has the norms alone.
     """
     errors = rule.errors(key, model, loss_fn, params, rule_state, batch)
     reference = Backprop().errors(key, model, loss_fn, params, (), batch)
@@ -100,10 +101,12 @@ def site_metrics(
     found: dict[str, Array] = {}
     for site, place in model.where.items():
         axes = {"num_stack": len(place.stack), "num_batch": num_batch}
+        found |= _by_layer("activity_norm", site, _example_norm(activities[site], **axes))
+        if site not in errors:
+            continue
         alignment = error_alignment(errors[site], reference[site], **axes)
         found |= _by_layer("gradient_alignment", site, alignment.mean)
         found |= _by_layer("gradient_alignment_spread", site, alignment.spread)
-        found |= _by_layer("activity_norm", site, _example_norm(activities[site], **axes))
         found |= _by_layer("error_norm", site, _example_norm(errors[site], **axes))
     aligned = rule.weight_alignment(model, params, rule_state)
     found |= {f"weight_alignment/{name}": value for name, value in aligned.items()}
@@ -135,15 +138,17 @@ def alignment_metrics(
     at = from_linen(model.module, list(model.linear_maps)[:-1], batch.inputs)
     errors = rule.errors(key, model, loss_fn, params, rule_state, batch, at)
     reference = Backprop().errors(key, model, loss_fn, params, (), batch, at)
-    found = {
-        f"preactivation_alignment/{name}": error_alignment(errors[name], reference[name]).mean
-        for name in at.sites
-    }
-    every, every_reference = (
-        jnp.concatenate([side[name].reshape(len(side[name]), -1) for name in at.sites], 1)
-        for side in (errors, reference)
-    )
-    found["preactivation_alignment"] = error_alignment(every, every_reference).mean
+    found = {}
+    if errors:
+        found = {
+            f"preactivation_alignment/{name}": error_alignment(errors[name], reference[name]).mean
+            for name in at.sites
+        }
+        every, every_reference = (
+            jnp.concatenate([side[name].reshape(len(side[name]), -1) for name in at.sites], 1)
+            for side in (errors, reference)
+        )
+        found["preactivation_alignment"] = error_alignment(every, every_reference).mean
     targets = rule.weight_targets(model, params, rule_state)
     if targets:
         forward = kernels(model, params)

@@ -9,26 +9,32 @@ import optax
 
 from dfa_jax.errors import InputError, unknown
 
-_Name = Literal["sgd", "adam", "rmsprop"]
-_Schedule = Literal["constant", "cosine", "linear"]
+_Name = Literal["sgd", "adam", "rmsprop", "lars"]
+_Schedule = Literal["constant", "cosine", "linear", "staircase"]
+_Decay = Literal["decoupled", "coupled"]
 _DECAYED = ("kernel", "embedding", "feedback")
 
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
-    """First-order optimiser, learning-rate schedule and decoupled weight decay.
+    """First-order optimiser, learning-rate schedule and weight decay.
 
     Attributes:
-        name: `sgd` (with `momentum`), `adam`, or `rmsprop`.
+        name: `sgd` (with `momentum`), `adam` (AdamW, with `weight_decay`), `rmsprop`, or `lars`
+            (with `momentum`; You et al., 2017, arXiv 1708.03888), whose trust ratio is of what
+            decays only.
         learning_rate: peak rate, per step.
-        momentum: of `sgd`.
+        momentum: of `sgd` and `lars`.
         b1: decay of Adam's first moment.
         b2: decay of Adam's second moment and of RMSprop's.
         eps: added to the root of the second moment.
-        weight_decay: decoupled, times the learning rate; of kernels, embeddings and learned
-            feedback only, never of biases, scales or fixed feedback.
+        weight_decay: of kernels, embeddings and learned feedback only, never of biases, scales or
+            fixed feedback.
+        decay: `decoupled`: the decay times the learning rate; or `coupled`: it is part of the
+            gradient (an L2 penalty), as always under `lars`.
         clip_norm: global norm above which gradients are scaled down; none if 0.
-        schedule: `constant`, `cosine` to zero, or `linear` to zero, after the warm-up.
+        schedule: `constant`, `cosine` to zero, `linear` to zero, or `staircase` (a tenth from half
+            of the steps on, a hundredth from four fifths on), after the warm-up.
         warmup_fraction: fraction of all steps over which the rate rises linearly from zero.
     """
 
@@ -39,12 +45,13 @@ class Optimizer:
     b2: float = 0.999
     eps: float = 1e-8
     weight_decay: float = 0.0
+    decay: _Decay = "decoupled"
     clip_norm: float = 0.0
     schedule: _Schedule = "constant"
     warmup_fraction: float = 0.0
 
     def __post_init__(self):
-        for field, kinds in (("name", _Name), ("schedule", _Schedule)):
+        for field, kinds in (("name", _Name), ("schedule", _Schedule), ("decay", _Decay)):
             if getattr(self, field) not in get_args(kinds):
                 raise InputError(
                     unknown(f"optimizer.{field}", getattr(self, field), get_args(kinds))
@@ -64,25 +71,32 @@ class Optimizer:
             "constant": optax.constant_schedule(self.learning_rate),
             "cosine": optax.cosine_decay_schedule(self.learning_rate, rest),
             "linear": optax.linear_schedule(self.learning_rate, 0.0, rest),
+            "staircase": optax.piecewise_constant_schedule(
+                self.learning_rate, {math.ceil(0.5 * rest): 0.1, math.ceil(0.8 * rest): 0.1}
+            ),
         }[self.schedule]
         rise = optax.linear_schedule(0.0, self.learning_rate, max(warmup, 1))
         return optax.join_schedules([rise, after], [warmup])
 
     def build(self, num_steps: int) -> optax.GradientTransformation:
         """The Optax transformation for a run of `num_steps` steps."""
+        rate = self.rate(num_steps)
+        clip = optax.clip_by_global_norm(self.clip_norm) if self.clip_norm else optax.identity()
+        if self.name == "lars":
+            lars = optax.lars(
+                rate, self.weight_decay, decayed, trust_ratio_mask=decayed, momentum=self.momentum
+            )
+            return optax.chain(clip, lars)
         scale = {
             "sgd": optax.trace(self.momentum) if self.momentum else optax.identity(),
             "adam": optax.scale_by_adam(self.b1, self.b2, self.eps),
             "rmsprop": optax.scale_by_rms(self.b2, self.eps),
         }[self.name]
-        return optax.chain(
-            optax.clip_by_global_norm(self.clip_norm) if self.clip_norm else optax.identity(),
-            scale,
-            optax.add_decayed_weights(self.weight_decay, decayed)
-            if self.weight_decay
-            else optax.identity(),
-            optax.scale_by_learning_rate(self.rate(num_steps)),
-        )
+        decay = optax.identity()
+        if self.weight_decay:
+            decay = optax.add_decayed_weights(self.weight_decay, decayed)
+        inner = (decay, scale) if self.decay == "coupled" else (scale, decay)
+        return optax.chain(clip, *inner, optax.scale_by_learning_rate(rate))
 
 
 def decayed(params: Any) -> Any:

@@ -33,8 +33,8 @@ SABOTAGES = {
     ),
     "flip the sign of e": Sabotage(
         "autodiff/sites.py",
-        "sent = _like_activities(send(error, activities), activities)\n        (grads,)",
-        "sent = _like_activities(send(-error, activities), activities)\n        (grads,)",
+        "sent = like_activities(send(error, activities), activities)\n        (grads,)",
+        "sent = like_activities(send(-error, activities), activities)\n        (grads,)",
         "tests/autodiff tests/rules",
     ),
     "drop the activation's derivative": Sabotage(
@@ -67,8 +67,8 @@ SABOTAGES = {
     ),
     "sum the loss": Sabotage(
         "autodiff/sites.py",
-        "return jnp.mean(loss_fn(outputs, batch.targets))\n\n    cut_orders",
-        "return jnp.sum(loss_fn(outputs, batch.targets))\n\n    cut_orders",
+        "        return jnp.mean(loss_fn(outputs, batch.targets))\n\n    cuts",
+        "        return jnp.sum(loss_fn(outputs, batch.targets))\n\n    cuts",
         "tests/autodiff tests/rules tests/conformance",
     ),
     "the same B at every site": Sabotage(
@@ -157,6 +157,48 @@ SABOTAGES = {
         "sent = [errors @ F.T for F in feedback] + [errors]",
         "sent = [errors @ F.T for F in reversed(feedback)] + [errors]",
         "tests/theory/test_deep_linear.py",
+    ),
+    "the same noise at every site": Sabotage(
+        "autodiff/forward.py",
+        "key = jax.random.fold_in(key, zlib.crc32(name.encode()))",
+        "zlib.crc32(name.encode())",
+        "tests/autodiff",
+    ),
+    "a replica's full derivative": Sabotage(
+        "autodiff/replicate.py",
+        'own = jnp.einsum("...pgc,...gc->...pg", features_dot, slope) / features.shape[-3]',
+        'own = jnp.einsum("...pgc,...gc->...pg", features_dot, slope)',
+        "tests/autodiff",
+    ),
+    "a block hears of its loss twice": Sabotage(
+        "rules/local_losses.py",
+        "block: jax.lax.stop_gradient(found[block]) if block in cut else found[block]",
+        "block: found[block]",
+        "tests/rules",
+    ),
+    "guess the heads too": Sabotage(
+        "rules/weight_forward_gradient.py",
+        "return path[0] == HEADS or path[:-1] in model.readout",
+        "return path[:-1] in model.readout",
+        "tests/rules",
+    ),
+    "guesses as long as they come": Sabotage(
+        "rules/gradient_guess.py",
+        'weight = slope if self.guess == "random" else slope / square\n            lead',
+        "weight = slope\n            lead",
+        "tests/rules",
+    ),
+    "no cut behind a block": Sabotage(
+        "rules/local_losses.py",
+        'action = "cut" if self.rule.greedy else "record"',
+        'action = "record"',
+        "tests/rules",
+    ),
+    "a normalisation too few": Sabotage(
+        "models/local_mixer.py",
+        "return layer_norm(mixed).reshape(*x.shape[:2], self.num_groups, -1)",
+        "return mixed.reshape(*x.shape[:2], self.num_groups, -1)",
+        "tests/models",
     ),
     "count examples without an error": Sabotage(
         "metrics.py", "& (jnp.abs(delta).max(-1) > 0)", "", "tests/test_metrics.py"

@@ -172,7 +172,9 @@ def unstacked(tree: dict[str, Any], depth: int = 3) -> dict[str, Any]:
     """Parameters, gradients or rule state of a scanned `Stack` under the names of the unrolled one."""
     found: dict[str, Any] = {}
     for name, value in tree.items():
-        if name.split("/")[0] == "layers":
+        if name == "local_heads":
+            found[name] = unstacked(value, depth)
+        elif name.split("/")[0] == "layers":
             for i in range(depth):
                 layer = jax.tree.map(lambda leaf, i=i: leaf[i], value)
                 found[name.replace("layers", f"layer_{i}", 1)] = layer

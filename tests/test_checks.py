@@ -9,8 +9,8 @@ import pytest
 
 from dfa_jax import checks
 from dfa_jax.autodiff import sites
-from dfa_jax.models import MLP, from_linen
-from dfa_jax.rules import Backprop, DirectFeedbackAlignment, Shallow
+from dfa_jax.models import MLP, LocalMixer, from_linen
+from dfa_jax.rules import Backprop, DirectFeedbackAlignment, LocalLosses, Shallow
 from dfa_jax.types import Batch
 from tests import helpers
 from tests.train import small
@@ -109,7 +109,7 @@ def test_a_site_that_does_not_cut_is_caught(monkeypatch, missing):
     """Oracle: sabotage. The site is recorded but not cut; a check that passes now would pass
     always. The report must name this site and what lies at and below it, and no other site."""
     case = helpers.made(MLP((6, 5, 4), 3), "layer_*", helpers.images())
-    cut = sites._at_sites
+    cut = sites.at_sites
 
     def all_but_one(model, order, arrays):
         orders = cut(model, order, arrays)
@@ -118,7 +118,7 @@ def test_a_site_that_does_not_cut_is_caught(monkeypatch, missing):
             orders[path] = {"output": {"perturb": jnp.zeros(())}}
         return orders
 
-    monkeypatch.setattr(sites, "_at_sites", all_but_one)
+    monkeypatch.setattr(sites, "at_sites", all_but_one)
     report = checks.check_isolation(*case)
     assert {leak.site for leak in report.leaks} == {missing}
     assert f"{missing}/Dense_0/kernel" in {leak.parameter for leak in report.leaks}
@@ -294,3 +294,43 @@ def test_count_collectives_of_a_known_program():
 
     assert compiled(split) == {"all-reduce": 1}
     assert compiled(whole) == {}
+
+
+class Convolved(nn.Module):
+    """Two convolutions in one block: the second mixes what the first one's patches hear."""
+
+    kernel: int
+
+    @nn.compact
+    def __call__(self, x):
+        side = (self.kernel, self.kernel)
+        h = nn.relu(nn.Conv(4, side, name="first")(x))
+        h = nn.relu(nn.Conv(4, side, name="second")(h))
+        return nn.Dense(3, name="readout")(h.mean((1, 2)))
+
+
+@pytest.mark.parametrize(("kernel", "leaks"), [(1, ()), (3, (("first", "second"),))])
+def test_locality_of_convolutions(kernel, leaks):
+    """Closed form: kernels of 1 x 1 keep patches apart, kernels of 3 x 3 do not."""
+    batch = helpers.images(num=2, shape=(4, 4, 2))
+    model = from_linen(Convolved(kernel), ["first", "second"], batch.inputs, blocks="second")
+    rule = LocalLosses(patchwise=True)
+    params, _ = rule.init(
+        jax.random.key(1), model, model.init(jax.random.key(0), batch.inputs), batch
+    )
+    report = checks.check_locality(model, rule, params, batch, helpers.LOSS)
+    assert report.leaks == leaks
+    assert report.is_local == (not leaks)
+    assert ("behind site 'first'" in str(report)) == bool(leaks)
+
+
+def test_the_local_mixer_is_local():
+    """Documented contract: what its layout is made for."""
+    batch = helpers.images(num=2, shape=(4, 4, 2))
+    module = LocalMixer(2, 2, 8, 2, 3)
+    model = from_linen(module, "block_*/*_mixing", batch.inputs, blocks="block_*")
+    rule = LocalLosses(patchwise=True, num_groups=2)
+    params, _ = rule.init(
+        jax.random.key(1), model, model.init(jax.random.key(0), batch.inputs), batch
+    )
+    assert checks.check_locality(model, rule, params, batch, helpers.LOSS).is_local

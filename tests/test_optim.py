@@ -103,6 +103,36 @@ def test_three_updates_against_numpy(name):
     helpers.assert_close(trained(optimizer), by_hand(direction), 2e-6)
 
 
+def test_coupled_decay_is_part_of_the_gradient():
+    """Oracle: NumPy: momentum of `g + decay theta`, kernels only. Decoupled, the decay has none."""
+    optimizer, _ = OPTIMIZERS["momentum"]
+    coupled = dataclasses.replace(optimizer, decay="coupled")
+    params, memory = start(), {}
+    for grads in gradients():
+        for owner, name in (("layer", "kernel"), ("layer", "bias"), ("norm", "scale")):
+            theta = params[owner][name]
+            g = grads[owner][name] + (DECAY * theta if name == "kernel" else 0)
+            memory[name] = 0.9 * memory.get(name, 0) + g
+            params[owner][name] = theta - RATE * memory[name]
+    helpers.assert_close(trained(coupled), params, 2e-6)
+
+
+def test_lars_against_numpy():
+    """Oracle: You et al. (2017), algorithm 1: of kernels, the decayed gradient times
+    0.001 |theta| / |decayed gradient|; the rate inside the momentum. Biases move by plain momentum."""
+    params, memory = start(), {}
+    for grads in gradients():
+        for owner, name in (("layer", "kernel"), ("layer", "bias"), ("norm", "scale")):
+            theta, g = params[owner][name], grads[owner][name]
+            if name == "kernel":
+                g = g + DECAY * theta
+                g = g * 0.001 * np.linalg.norm(theta) / np.linalg.norm(g)
+            memory[name] = 0.9 * memory.get(name, 0) + RATE * g
+            params[owner][name] = theta - memory[name]
+    lars = Optimizer("lars", RATE, momentum=0.9, weight_decay=DECAY)
+    helpers.assert_close(trained(lars), params, 2e-6)
+
+
 def test_clipping_is_by_the_global_norm_and_before_everything_else():
     """Oracle: NumPy. Clipping each leaf on its own would turn the gradient."""
     optimizer, _ = OPTIMIZERS["momentum"]
@@ -143,7 +173,8 @@ def rates(num_steps, steps, **options):
 
 def test_schedules_at_their_landmarks():
     """Oracle: closed forms. Warm-up is a straight line from 0; cosine and linear fall to 0 over
-    what remains, and are half-way at half of it; constant stays."""
+    what remains, and are half-way at half of it; constant stays; the staircase has its steps at
+    half and at four fifths of what remains."""
     steps = [0, 5, 10, 55, 100, 120]
     warm = {"warmup_fraction": 0.1}
     half, zero = RATE / 2, 0.0
@@ -152,6 +183,8 @@ def test_schedules_at_their_landmarks():
         "linear": [zero, half, RATE, half, zero, zero],
         "cosine": [zero, half, RATE, half, zero, zero],
     }
+    stairs = rates(110, [10, 59, 60, 89, 90, 110], schedule="staircase", warmup_fraction=1 / 11)
+    np.testing.assert_allclose(stairs, [RATE, RATE, RATE / 10, RATE / 10, RATE / 100, RATE / 100])
     for name, values in expected.items():
         found = rates(100, steps, schedule=name, **warm)
         np.testing.assert_allclose(found, values, atol=1e-8, err_msg=name)
@@ -163,7 +196,7 @@ def test_schedules_at_their_landmarks():
     )
 
 
-@pytest.mark.parametrize("schedule", ["constant", "cosine", "linear"])
+@pytest.mark.parametrize("schedule", ["constant", "cosine", "linear", "staircase"])
 def test_without_warm_up_the_first_step_has_the_full_rate(schedule):
     """Oracle: closed form. A first step at rate 0 would be lost."""
     assert rates(10, [0], schedule=schedule)[0] == pytest.approx(RATE)

@@ -10,10 +10,14 @@ carries the orders out; activities leave through the `intermediates` collection.
 
 | order | at the site's value `h` |
 | --- | --- |
-| `cut` | record `h`, hand on `stop_gradient(h)` |
-| `perturb` (array like `h`) | record `h`, hand on `h + p` |
-| `replace` (array like `h`) | hand on this array, so all before it is dead code |
+| `replace` (array like `h`) | go on with this array, so all before it is dead code |
+| `perturb` (zeros like `h`) | go on with `h`, and with the derivative of `h + p` |
+| `cut` | go on with `stop_gradient(h)` |
+| `record` | nothing |
 | `feedback` (array like the kernel) | the map's transpose in the backward pass uses this kernel |
+
+A value with any of the first four is recorded as it is before the cut. Several at one site are
+carried out in this sequence.
 """
 
 from collections.abc import Callable
@@ -83,25 +87,26 @@ def site_gradients(
     def objective(outputs):
         return jnp.mean(loss_fn(outputs, batch.targets))
 
-    cut_orders = _cut_orders(model)
+    cuts = cut_orders(model)
 
     def forward_cut(params):
         return _refuse_output_site(
-            model, *apply_with_orders(model, params, batch.inputs, cut_orders, key=key)
+            model, *apply_with_orders(model, params, batch.inputs, cuts, key=key)
         )
 
     if error_tap == "logits":
         (outputs, activities), pull = jax.vjp(forward_cut, params)
         loss, error = jax.value_and_grad(objective)(outputs)
-        sent = _like_activities(send(error, activities), activities)
+        sent = like_activities(send(error, activities), activities)
         (grads,) = pull((error, sent))
         return SiteGradients(loss, outputs, sent, grads)
 
     last = _last_hidden(model)
 
     def forward_head(params, hidden):
-        orders = _at_sites(model, "replace", {last: hidden})
-        orders = merge_orders(cut_orders, orders)
+        below = {site: jnp.zeros(at.stack) for site, at in model.where.items() if site != last}
+        orders = at_sites(model, "cut", below)
+        orders = merge_orders(orders, at_sites(model, "replace", {last: hidden}))
         return apply_with_orders(model, params, batch.inputs, orders, key=key)[0]
 
     activities, pull_body = jax.vjp(lambda params: forward_cut(params)[1], params)
@@ -109,101 +114,16 @@ def site_gradients(
     loss, output_error = jax.value_and_grad(objective)(outputs)
     head_grads, error = pull_head(output_error)
     error = error.reshape(*outputs.shape[:-1], -1)
-    sent = _like_activities(send(error, activities), activities)
+    sent = like_activities(send(error, activities), activities)
     (body_grads,) = pull_body(sent)
     return SiteGradients(loss, outputs, sent, tree.add(head_grads, body_grads))
-
-
-def chain_gradients(
-    model: Model,
-    loss_fn: LossFn,
-    params: Params,
-    batch: Batch,
-    feedback: dict[str, Array],
-    *,
-    key: PRNGKey | None = None,
-) -> tuple[Float[Array, ""], Any, Params]:
-    """Loss, outputs and gradients by the chain rule, with other matrices in its backward pass.
-
-    `feedback` has a kernel for each linear map that is to have another one; with none this is
-    backpropagation.
-    """
-
-    def objective(params):
-        if not feedback:
-            outputs = model.apply(params, batch.inputs, key=key)
-        else:
-            orders = _feedback_orders(model, feedback)
-            outputs, _ = apply_with_orders(model, params, batch.inputs, orders, key=key)
-        return jnp.mean(loss_fn(outputs, batch.targets)), outputs
-
-    (loss, outputs), grads = jax.value_and_grad(objective, has_aux=True)(params)
-    return loss, outputs, grads
-
-
-def chain_errors(
-    model: Model,
-    loss_fn: LossFn,
-    params: Params,
-    batch: Batch,
-    feedback: dict[str, Array],
-    *,
-    key: PRNGKey | None = None,
-) -> SiteArrays:
-    """The chain's error `dL/dh_l` at every site, `[*stack, *batch, *features]`.
-
-    With `feedback` it is the chain that these matrices make; with none, backpropagation's.
-    """
-
-    def objective(perturbations):
-        orders = merge_orders(
-            _feedback_orders(model, feedback), _at_sites(model, "perturb", perturbations)
-        )
-        outputs, _ = apply_with_orders(model, params, batch.inputs, orders, key=key)
-        return jnp.mean(loss_fn(outputs, batch.targets))
-
-    shapes = activity_shapes(model, params, batch.inputs)
-    return jax.grad(objective)({s: jnp.zeros(a.shape, a.dtype) for s, a in shapes.items()})
-
-
-def errors_elsewhere(
-    model: Model,
-    at: Model,
-    loss_fn: LossFn,
-    params: Params,
-    batch: Batch,
-    sent: SiteArrays,
-    *,
-    key: PRNGKey | None = None,
-) -> SiteArrays:
-    """What local VJPs make, at other places, of the errors that were sent to the sites.
-
-    Args:
-        model: whose sites the errors were sent to.
-        at: the same module with the places as its sites, for instance its linear maps, whose
-            outputs are the pre-activations.
-        sent: the errors by site of `model`.
-    """
-    shapes = activity_shapes(at, params, batch.inputs)
-    elsewhere = {s: a for s, a in shapes.items() if at.where[s] not in model.places}
-
-    def forward_cut(perturbations):
-        orders = merge_orders(_cut_orders(model), _at_sites(at, "perturb", perturbations))
-        return apply_with_orders(model, params, batch.inputs, orders, key=key)
-
-    zeros = {site: jnp.zeros(a.shape, a.dtype) for site, a in elsewhere.items()}
-    (outputs, activities), pull = jax.vjp(forward_cut, zeros)
-    error = jax.grad(lambda outputs: jnp.mean(loss_fn(outputs, batch.targets)))(outputs)
-    (found,) = pull((error, _like_activities(sent, activities)))
-    names = {place: site for site, place in model.where.items()}
-    return found | {s: sent[names[at.where[s]]] for s in shapes if s not in elsewhere}
 
 
 def activities(
     model: Model, params: Params, inputs: Any, *, key: PRNGKey | None = None
 ) -> tuple[Any, SiteArrays]:
     """Outputs and site activities of a forward pass whose graph is cut at every site."""
-    return apply_with_orders(model, params, inputs, _cut_orders(model), key=key)
+    return apply_with_orders(model, params, inputs, cut_orders(model), key=key)
 
 
 def activity_shapes(model: Model, params: Params, inputs: Any) -> dict[str, jax.ShapeDtypeStruct]:
@@ -223,11 +143,12 @@ def apply_with_orders(
     model: Model, params: Params, inputs: Any, orders: Orders, *, key: PRNGKey | None = None
 ) -> tuple[Any, SiteArrays]:
     """The forward pass with orders carried out: outputs, and the activity of every visited site."""
-    for path, order in orders.items():
-        params = tree.put(params, (*path, _ORDERS), order)
     with nn.intercept_methods(_carry_out):
         outputs, variables = model.module.apply(
-            {"params": params}, inputs, rngs=dropout_keys(key), mutable=["intermediates"]
+            {"params": put_orders(params, orders)},
+            inputs,
+            rngs=dropout_keys(key),
+            mutable=["intermediates"],
         )
     records: Any = variables.get("intermediates", {})
     visited = {
@@ -238,12 +159,32 @@ def apply_with_orders(
     return outputs, visited
 
 
+def put_orders(params: Params, orders: Orders) -> Params:
+    """The parameters with each order under its submodule's path."""
+    for path, order in orders.items():
+        params = tree.put(params, (*path, _ORDERS), order)
+    return params
+
+
+def apply_submodule(module: nn.Module, params: Params, inputs: Any) -> Any:
+    """A module of its own beside the model, with the orders that ride in its parameters."""
+    with nn.intercept_methods(_carry_out):
+        return module.apply({"params": params}, inputs)
+
+
 def merge_orders(left: Orders, right: Orders) -> Orders:
-    """All orders of both; where both name a submodule, it gets both."""
-    return {path: left.get(path, {}) | right.get(path, {}) for path in left | right}
+    """All orders of both, at the same places too."""
+    merged = dict(left)
+    for path, order in right.items():
+        mine = merged.get(path, {})
+        merged[path] = mine | {
+            place: mine.get(place, {}) | new if place != "feedback" else new
+            for place, new in order.items()
+        }
+    return merged
 
 
-def _at_sites(model: Model, order: str, arrays: SiteArrays) -> Orders:
+def at_sites(model: Model, order: str, arrays: SiteArrays) -> Orders:
     """The same order at several sites, with an array for each."""
     orders: Orders = {}
     for site, place in model.where.items():
@@ -252,12 +193,12 @@ def _at_sites(model: Model, order: str, arrays: SiteArrays) -> Orders:
     return orders
 
 
-def _cut_orders(model: Model) -> Orders:
+def cut_orders(model: Model) -> Orders:
     """Cut at every site; the zeros have the site's layer axes, for a scan to slice."""
-    return _at_sites(model, "cut", {site: jnp.zeros(at.stack) for site, at in model.where.items()})
+    return at_sites(model, "cut", {site: jnp.zeros(at.stack) for site, at in model.where.items()})
 
 
-def _feedback_orders(model: Model, feedback: dict[str, Array]) -> Orders:
+def feedback_orders(model: Model, feedback: dict[str, Array]) -> Orders:
     """The feedback kernels as orders to their linear maps."""
     return {model.linear_maps[name].path: {"feedback": B} for name, B in feedback.items()}
 
@@ -289,7 +230,7 @@ def _carry_out(next_fun, args, kwargs, context):
 
 
 def _visit(module: nn.Module, place: str, order: dict[str, Array], value: Any) -> Any:
-    """Carries out one order on the single floating-point array in `value`."""
+    """Carries out the orders on the single floating-point array in `value`."""
     name = "/".join(module.path)
     leaves, structure = jax.tree.flatten(value)
     floats = [i for i, leaf in enumerate(leaves) if _is_float(leaf)]
@@ -298,16 +239,30 @@ def _visit(module: nn.Module, place: str, order: dict[str, Array], value: Any) -
             f"site '{name}': its {place} has {len(floats)} floating-point arrays, and an error goes"
             " to exactly one; put the site on a submodule with one"
         )
-    h = leaves[floats[0]]
+    h: Any = order.get("replace", leaves[floats[0]])
+    if "perturb" in order:
+        h = _perturbed(h, order["perturb"])
     _record(module, name, place, h)
-    ((action, array),) = order.items()
-    if action == "cut":
-        leaves[floats[0]] = jax.lax.stop_gradient(h)
-    elif action == "perturb":
-        leaves[floats[0]] = h + array
-    else:
-        leaves[floats[0]] = array
+    leaves[floats[0]] = jax.lax.stop_gradient(h) if "cut" in order else h
     return jax.tree.unflatten(structure, leaves)
+
+
+@jax.custom_jvp
+def _perturbed(h: Array, p: Array) -> Array:
+    """`h`, which has the derivative of `h + p`.
+
+    Without an addition the program is that of the plain forward pass, and the compiler sees that
+    several passes are one.
+    """
+    del p  # zero
+    return h
+
+
+@_perturbed.defjvp
+def _perturbed_jvp(primals, tangents):
+    h, _ = primals
+    h_dot, p_dot = tangents
+    return h, h_dot + p_dot
 
 
 def _record(module: nn.Module, name: str, place: str, h: Array) -> None:
@@ -357,7 +312,7 @@ def _refuse_output_site(model: Model, outputs: Any, activities: SiteArrays) -> A
     return check(outputs, activities)
 
 
-def _like_activities(sent: SiteArrays, activities: SiteArrays) -> SiteArrays:
+def like_activities(sent: SiteArrays, activities: SiteArrays) -> SiteArrays:
     """The errors in the activities' types, after checking their shapes."""
     for site, h in activities.items():
         if site not in sent or sent[site].shape != h.shape:

@@ -53,12 +53,17 @@ class Model:
         places: where each site is, in the same order.
         maps: the dense and convolutional submodules in forward order, which chain rules
             (feedback alignment and its kin) give a feedback matrix.
+        blocks: names of the places where a block ends: local losses sit there, and greedy learning
+            cuts there. They are the sites unless given.
+        readout: submodules with parameters that are first called above the last site or block.
     """
 
     module: nn.Module
     sites: tuple[str, ...]
     places: tuple[Site, ...]
     maps: tuple[LinearMap, ...]
+    blocks: tuple[str, ...]
+    readout: tuple[tuple[str, ...], ...]
 
     @property
     def where(self) -> dict[str, Site]:
@@ -86,7 +91,13 @@ def dropout_keys(key: PRNGKey | None) -> dict[str, PRNGKey]:
     return {} if key is None else {"dropout": key}
 
 
-def from_linen(module: nn.Module, sites: str | Sequence[str], inputs: Any) -> Model:
+def from_linen(
+    module: nn.Module,
+    sites: str | Sequence[str],
+    inputs: Any,
+    *,
+    blocks: str | Sequence[str] = (),
+) -> Model:
     """Turns any Linen module, unchanged, into a `Model` with credit sites.
 
     A site is named by a submodule's path (`"block_3/attention"`): the graph is cut just after that
@@ -99,6 +110,7 @@ def from_linen(module: nn.Module, sites: str | Sequence[str], inputs: Any) -> Mo
         module: the module; it is called as `module(inputs)` and has no variables but `params`.
         sites: one name or pattern, or several.
         inputs: an example batch, or its `jax.ShapeDtypeStruct`; only shapes and types are read.
+        blocks: where blocks end, named like sites; none for the sites themselves.
 
     Raises:
         SiteError: a name matches no submodule, a site is called twice, is the model's output, sits
@@ -122,16 +134,24 @@ def from_linen(module: nn.Module, sites: str | Sequence[str], inputs: Any) -> Mo
             f"{type(module).__name__} has variables {', '.join(extra)} besides params, which a pure"
             " step does not update; use LayerNorm or GroupNorm in place of BatchNorm"
         )
-    patterns = [sites] if isinstance(sites, str) else list(sites)
-    names = _match(patterns, list(survey.places))
+    called = list(survey.places)
+    names = _match(sites, called)
     places = tuple(survey.site(name, variables) for name in names)
+    ends = _match(blocks, called) if blocks else names
+    for name in ends:
+        survey.site(name, variables)  # for its checks
     own = _owners(variables["params"])  # not those of another module applied inside this one
     maps = tuple(found for path, found in survey.linear_maps.items() if path in own)
-    return Model(module, names, places, maps)
+    last = max(called.index(name) for name in (*names, *ends))
+    above = [tuple(name.removesuffix(_INPUT).split("/")) for name in called[last + 1 :]]
+    below = {tuple(name.removesuffix(_INPUT).split("/")) for name in called[: last + 1]}
+    readout = tuple(path for path in above if path in own and path not in below)
+    return Model(module, names, places, maps, ends, tuple(dict.fromkeys(readout)))
 
 
-def _match(patterns: list[str], available: list[str]) -> tuple[str, ...]:
+def _match(names: str | Sequence[str], available: list[str]) -> tuple[str, ...]:
     """Available site names that any pattern matches, in forward order."""
+    patterns = [names] if isinstance(names, str) else list(names)
     if not patterns:
         raise errors.SiteError("no credit site was given; name at least one, or use '*'")
     chosen: set[str] = set()
@@ -280,4 +300,6 @@ def _fan_in(module: nn.Module) -> int:
     """Inputs of one unit: the kernel's leading axes, without those of the features."""
     shape = jnp.shape(meta.unbox(module.get_variable("params", "kernel")))
     num_feature_axes = 1 if isinstance(module.features, int) else len(module.features)
-    return math.prod(shape[:-num_feature_axes])
+    batch_dims = getattr(module, "batch_dims", ())  # of DenseGeneral: a matrix for each
+    num_batch = 1 if isinstance(batch_dims, int) else len(batch_dims)
+    return math.prod(shape[num_batch:-num_feature_axes])

@@ -5,10 +5,13 @@ import math
 from typing import Any
 
 from dfa_jax.data import ImageData
+from dfa_jax.models import LocalMixer
 from dfa_jax.report.recipe import Recipe
+from dfa_jax.rules import LocalLosses
 from dfa_jax.train.config import TrainConfig
 
 WIDTH, CHANNELS = 8, 2
+_SMALL_MIXER = {"patches_per_side": 2, "channels": 16, "num_groups": 2}
 
 
 def shrink(recipe: Recipe) -> Recipe:
@@ -21,8 +24,13 @@ def shrink_config(config: TrainConfig) -> TrainConfig:
     """The same experiment on 64 digits, with narrow layers, fewer of them where there are many."""
     images = isinstance(config.data, ImageData)
     small: dict[str, Any] = {"num_outputs": 10} if images else {}
+    rule = config.rule
+    if isinstance(config.model, LocalMixer):
+        small |= _SMALL_MIXER | {"num_blocks": min(config.model.num_blocks, 2)}
+        if isinstance(rule, LocalLosses) and rule.num_groups > 1:
+            rule = dataclasses.replace(rule, num_groups=_SMALL_MIXER["num_groups"])
     for field, size in (("widths", WIDTH), ("channels", CHANNELS)):
-        if hasattr(config.model, field):
+        if isinstance(getattr(config.model, field, None), tuple):
             depth = len(getattr(config.model, field))
             small[field] = (size,) * math.ceil(depth ** (1 / 3))
     return dataclasses.replace(
@@ -31,6 +39,7 @@ def shrink_config(config: TrainConfig) -> TrainConfig:
         if isinstance(config.data, ImageData)
         else dataclasses.replace(config.data, num_train=64),
         model=config.model.clone(**small),
+        rule=rule,
         batch_size=32,
         num_epochs=2,
         eval_every=1,

@@ -2,25 +2,16 @@
 
 import dataclasses
 
-import jax
+from jaxtyping import Array
 
-from dfa_jax.autodiff import sites
-from dfa_jax.rules.base import GradEstimate, LearningRule
-from dfa_jax.types import SiteArrays
+from dfa_jax.rules.base import ChainRule
 
 
 @dataclasses.dataclass(frozen=True)
-class Backprop(LearningRule):
+class Backprop(ChainRule):
     """The true gradient: site `l` receives `delta_l = dL/dh_l`."""
 
-    def estimate(self, key, model, loss_fn, params, rule_state, batch) -> GradEstimate:
-        """`jax.value_and_grad` of the plain forward pass."""
-        forward_key, _ = jax.random.split(key)  # the split of all rules, so dropout agrees
-        found = sites.chain_gradients(model, loss_fn, params, batch, {}, key=forward_key)
-        return GradEstimate(*found, rule_state)
-
-    def errors(self, key, model, loss_fn, params, rule_state, batch, at=None) -> SiteArrays:
-        """`dL/dh_l` at every site."""
-        del rule_state  # there is none
-        forward_key, _ = jax.random.split(key)
-        return sites.chain_errors(at or model, loss_fn, params, batch, {}, key=forward_key)
+    def feedback(self, key, model, params, rule_state) -> dict[str, Array]:
+        """None: every linear map has its own transpose."""
+        del key, model, params, rule_state
+        return {}

@@ -13,6 +13,13 @@ from jaxtyping import Array, Float
 
 from dfa_jax import tree
 from dfa_jax.autodiff import sites
+from dfa_jax.autodiff.objective import (
+    GlobalLoss,
+    Objective,
+    chain_errors,
+    chain_gradients,
+    errors_elsewhere,
+)
 from dfa_jax.models.base import Model
 from dfa_jax.types import Batch, LossFn, Params, PRNGKey, RuleState, SiteArrays
 
@@ -67,7 +74,7 @@ class LearningRule(abc.ABC):
         batch: Batch,
         at: Model | None = None,
     ) -> SiteArrays:
-        """The error that `estimate` delivers to each site, `[*batch, *features]`.
+        """The error that `estimate` delivers to each site, `[*batch, *features]`, if there are any.
 
         With `at`, the same module with other sites, it is the error that arrives at those.
         """
@@ -129,7 +136,7 @@ class SiteRule(LearningRule):
         if at is None:
             return sent
         forward_key, _ = jax.random.split(key)
-        return sites.errors_elsewhere(model, at, loss_fn, params, batch, sent, key=forward_key)
+        return errors_elsewhere(model, at, loss_fn, params, batch, sent, key=forward_key)
 
     def _gradients(self, key, model, loss_fn, params, rule_state, batch) -> sites.SiteGradients:
         forward_key, rule_key = jax.random.split(key)
@@ -143,7 +150,45 @@ class SiteRule(LearningRule):
 
 
 @dataclasses.dataclass(frozen=True)
-class ChainRule(LearningRule):
+class ObjectiveRule(LearningRule):
+    """A rule that can descend any objective: the loss of the outputs, or local losses beside it."""
+
+    @abc.abstractmethod
+    def estimate_of(
+        self,
+        objective: Objective,
+        key: PRNGKey,
+        model: Model,
+        params: Params,
+        rule_state: RuleState,
+        batch: Batch,
+    ) -> GradEstimate:
+        """As `estimate`, for the objective's total."""
+
+    @abc.abstractmethod
+    def errors_of(
+        self,
+        objective: Objective,
+        key: PRNGKey,
+        model: Model,
+        params: Params,
+        rule_state: RuleState,
+        batch: Batch,
+        at: Model | None = None,
+    ) -> SiteArrays:
+        """As `errors`, for the objective's total."""
+
+    def estimate(self, key, model, loss_fn, params, rule_state, batch) -> GradEstimate:
+        """The estimate for the mean loss of the outputs."""
+        return self.estimate_of(GlobalLoss(loss_fn), key, model, params, rule_state, batch)
+
+    def errors(self, key, model, loss_fn, params, rule_state, batch, at=None) -> SiteArrays:
+        """The errors for the mean loss of the outputs."""
+        return self.errors_of(GlobalLoss(loss_fn), key, model, params, rule_state, batch, at)
+
+
+@dataclasses.dataclass(frozen=True)
+class ChainRule(ObjectiveRule):
     """A rule that keeps the chain and replaces the transpose of every linear map but by name."""
 
     @abc.abstractmethod
@@ -152,25 +197,23 @@ class ChainRule(LearningRule):
     ) -> dict[str, Array]:
         """The kernel whose transpose carries the error back, by linear map, like its own kernel."""
 
-    def estimate(self, key, model, loss_fn, params, rule_state, batch) -> GradEstimate:
-        """The gradient of the loss with the substituted transposes."""
+    def estimate_of(self, objective, key, model, params, rule_state, batch) -> GradEstimate:
+        """The gradient of the objective with the substituted transposes."""
         forward_key, rule_key = jax.random.split(key)
         feedback = self.feedback(rule_key, model, params, rule_state)
-        loss, outputs, grads = sites.chain_gradients(
-            model, loss_fn, params, batch, feedback, key=forward_key
-        )
-        return GradEstimate(loss, outputs, grads, rule_state)
+        found = chain_gradients(model, objective, params, batch, feedback, key=forward_key)
+        return GradEstimate(*found, rule_state)
 
-    def errors(self, key, model, loss_fn, params, rule_state, batch, at=None) -> SiteArrays:
+    def errors_of(self, objective, key, model, params, rule_state, batch, at=None) -> SiteArrays:
         """The error that reaches each site along the substituted chain."""
         forward_key, rule_key = jax.random.split(key)
         feedback = self.feedback(rule_key, model, params, rule_state)
-        return sites.chain_errors(at or model, loss_fn, params, batch, feedback, key=forward_key)
+        return chain_errors(model, objective, params, batch, feedback, at=at, key=forward_key)
 
     def weight_targets(self, model, params, rule_state) -> dict[str, Array]:
         """`B_l` of every linear map but the first, whose feedback no parameter reads."""
         feedback = self.feedback(jax.random.key(0), model, params, rule_state)
-        return {name: feedback[name] for name in list(model.linear_maps)[1:]}
+        return {name: feedback[name] for name in list(model.linear_maps)[1:] if name in feedback}
 
 
 def kernels(model: Model, params: Params) -> dict[str, Any]:

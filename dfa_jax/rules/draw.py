@@ -145,3 +145,11 @@ def check_positive(**options: float) -> None:
     for name, value in options.items():
         if not (value > 0 and math.isfinite(value)):
             raise InputError(f"{name} is {value}; expected a positive finite number")
+
+
+def check_draws(num_draws: int, clip: float) -> None:
+    """Refuses options of a forward gradient that no estimate can be made of."""
+    if num_draws < 1:
+        raise InputError(f"num_draws is {num_draws}; expected at least one direction")
+    if not (clip >= 0 and math.isfinite(clip)):
+        raise InputError(f"clip is {clip}; expected a finite number >= 0, where 0 is no limit")

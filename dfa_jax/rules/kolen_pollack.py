@@ -3,21 +3,19 @@
 import dataclasses
 import math
 
-import jax
 from jaxtyping import Array
 
 from dfa_jax import tree
-from dfa_jax.autodiff import sites
 from dfa_jax.errors import InputError
 from dfa_jax.rules import draw
-from dfa_jax.rules.base import GradEstimate, LearningRule, kernels
-from dfa_jax.types import Params, RuleState, SiteArrays
+from dfa_jax.rules.base import ChainRule, GradEstimate, kernels
+from dfa_jax.types import Params, RuleState
 
 _FEEDBACK = "feedback"
 
 
 @dataclasses.dataclass(frozen=True)
-class KolenPollack(LearningRule):
+class KolenPollack(ChainRule):
     r"""Feedback alignment whose matrices get the weights' own updates and the same decay.
 
         dW_l = h_{l-1}^T delta_l + lambda W_l,    dB_l = h_{l-1}^T delta_l + lambda B_l
@@ -53,35 +51,21 @@ class KolenPollack(LearningRule):
             params = tree.put(params, (*model.linear_maps[name].path, _FEEDBACK), B)
         return params, ()
 
-    def estimate(self, key, model, loss_fn, params, rule_state, batch) -> GradEstimate:
+    def feedback(self, key, model, params, rule_state) -> dict[str, Array]:
+        """The learned matrices."""
+        del key, rule_state  # they are among the parameters
+        return {
+            name: tree.get(params, (*linear_map.path, _FEEDBACK))
+            for name, linear_map in model.linear_maps.items()
+        }
+
+    def estimate_of(self, objective, key, model, params, rule_state, batch) -> GradEstimate:
         """The chain's gradients; each feedback matrix gets its kernel's."""
-        forward_key, _ = jax.random.split(key)
-        learned = self._learned(model, params)
-        loss, outputs, grads = sites.chain_gradients(
-            model, loss_fn, params, batch, learned, key=forward_key
-        )
+        found = super().estimate_of(objective, key, model, params, rule_state, batch)
+        grads, learned = found.grads, self.feedback(key, model, params, rule_state)
         for name, kernel in kernels(model, params).items():
             path = model.linear_maps[name].path
             outer = tree.get(grads, (*path, "kernel"))
             grads = tree.put(grads, (*path, "kernel"), outer + self.decay * kernel)
             grads = tree.put(grads, (*path, _FEEDBACK), outer + self.decay * learned[name])
-        return GradEstimate(loss, outputs, grads, rule_state)
-
-    def errors(self, key, model, loss_fn, params, rule_state, batch, at=None) -> SiteArrays:
-        """The error that reaches each site along the learned chain."""
-        del rule_state  # the feedback is in the parameters
-        forward_key, _ = jax.random.split(key)
-        learned = self._learned(model, params)
-        return sites.chain_errors(at or model, loss_fn, params, batch, learned, key=forward_key)
-
-    def weight_targets(self, model, params, rule_state) -> dict[str, Array]:
-        """`B_l` of every linear map but the first."""
-        del rule_state  # the feedback is in the parameters
-        learned = self._learned(model, params)
-        return {name: learned[name] for name in list(model.linear_maps)[1:]}
-
-    def _learned(self, model, params) -> dict[str, Array]:
-        return {
-            name: tree.get(params, (*linear_map.path, _FEEDBACK))
-            for name, linear_map in model.linear_maps.items()
-        }
+        return found._replace(grads=grads)

@@ -16,12 +16,17 @@ from typing import Any, Literal, NoReturn
 import flax.linen as nn
 
 from dfa_jax import errors
-from dfa_jax.models import MLP, ConvNet
-from dfa_jax.rules import RULES
+from dfa_jax.models import MLP, ConvNet, LocalMixer
+from dfa_jax.rules import RULES, ObjectiveRule
 from dfa_jax.train.config import TrainConfig, config_fields
 
-MODELS: dict[str, type[nn.Module]] = {"mlp": MLP, "convnet": ConvNet}
-PARTS: dict[str, dict[str, Any]] = {"rule": RULES, "model": MODELS}
+MODELS: dict[str, type[nn.Module]] = {"mlp": MLP, "convnet": ConvNet, "local_mixer": LocalMixer}
+ESTIMATORS = {name: rule for name, rule in RULES.items() if issubclass(rule, ObjectiveRule)}
+PARTS: dict[str, dict[str, Any]] = {
+    "rule": RULES,
+    "rule.estimator": ESTIMATORS,
+    "model": MODELS,
+}
 
 
 @contextlib.contextmanager
@@ -80,13 +85,26 @@ def parse_config(
         if name is not None:
             if name not in choices:
                 raise errors.InputError(errors.unknown(part, name, choices))
-            config = dataclasses.replace(config, **{part: choices[name]()})
+            config = _choose(config, part.split("."), choices[name]())
     full = Parser(parents=[*parents, parser], usage="%(prog)s RECIPE [options]")
     _add_options(full, config, "")
     positional = [action for action in full._actions if not action.option_strings]
     for action in positional:
         full._remove_action(action)  # the script has read its positional arguments already
     return _put_in(config, vars(full.parse(rest)), "")
+
+
+def _choose(config: Any, path: Sequence[str], value: Any) -> Any:
+    """The configuration with another part at `path`."""
+    name, *inner = path
+    if name not in {field.name for field in config_fields(config)}:
+        known = ", ".join(field.name for field in config_fields(config)) or "none"
+        raise errors.InputError(
+            f"{type(config).__name__} has no part '{name}' to choose; its options are {known}"
+        )
+    if inner:
+        value = _choose(getattr(config, name), inner, value)
+    return dataclasses.replace(config, **{name: value})
 
 
 def _add_options(parser: Parser, config: Any, prefix: str) -> None:
@@ -100,12 +118,15 @@ def _add_options(parser: Parser, config: Any, prefix: str) -> None:
             _add_options(parser, value, name + ".")
             continue
         meaning = meanings.get(field.name, "").replace("%", "%%")
+        options: dict[str, Any] = _reader(hints[field.name]) | (
+            {"nargs": "*"} if value == () else {}
+        )
         parser.add_argument(
             "--" + name.replace("_", "-"),
             dest=name,
             default=argparse.SUPPRESS,
             help=f"{meaning} [{value}]",
-            **_reader(hints[field.name]),
+            **options,
         )
 
 

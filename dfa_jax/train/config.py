@@ -26,6 +26,7 @@ class TrainConfig:
         data: which examples.
         model: the Flax module to train.
         sites: its credit sites, submodule paths or glob patterns.
+        blocks: where its blocks end, likewise, for local losses; none for the sites.
         rule: the learning rule.
         loss: per example; the objective is its mean.
         optimizer: how gradients move parameters.
@@ -44,6 +45,7 @@ class TrainConfig:
     data: ImageData | GaussianTargets = ImageData()
     model: nn.Module = MLP()
     sites: tuple[str, ...] = ("layer_*",)
+    blocks: tuple[str, ...] = ()
     rule: LearningRule = Backprop()
     loss: Loss = "softmax_cross_entropy"
     optimizer: Optimizer = Optimizer()

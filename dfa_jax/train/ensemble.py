@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from dfa_jax import metrics, tree
 from dfa_jax.data import EpochShuffle
-from dfa_jax.errors import InputError
+from dfa_jax.errors import DivergedError, InputError
 from dfa_jax.losses import LOSSES
 from dfa_jax.train import loop
 from dfa_jax.train.config import TrainConfig
@@ -113,7 +113,7 @@ def _advance(
 
 def _check_finite(losses: np.ndarray, step: int, config: TrainConfig) -> None:
     if not np.isfinite(losses).all():
-        raise InputError(
+        raise DivergedError(
             f"the training loss is {losses} after step {step}; lower optimizer.learning_rate (now"
             f" {config.optimizer.learning_rate})"
         )

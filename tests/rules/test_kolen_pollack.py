@@ -58,7 +58,7 @@ def test_gradients_are_feedback_alignments_plus_decay(x64):
     case = helpers.mlp()
     rule = KolenPollack(decay=0.3)
     params, _ = helpers.started(rule, case)
-    B = rule._learned(case.model, params)
+    B = rule.feedback(jax.random.key(0), case.model, params, ())
     fixed = helpers.estimate(FeedbackAlignment(), case, case.params, B).grads
     found = helpers.estimate(rule, case, params, ()).grads
     for name, kernel in kernels(case.model, params).items():

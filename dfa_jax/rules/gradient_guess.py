@@ -1,0 +1,259 @@
+"""Gradient guesses: a true slope along a direction that a local loss, and not chance, proposes."""
+
+import dataclasses
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import traverse_util
+from jaxtyping import Array
+
+from dfa_jax.autodiff import forward, sites
+from dfa_jax.autodiff.objective import (
+    HEADS,
+    OUTPUTS,
+    GlobalLoss,
+    chain_gradients,
+    deliver,
+    errors_elsewhere,
+)
+from dfa_jax.errors import InputError
+from dfa_jax.models.base import Model, from_linen
+from dfa_jax.models.mlp import KernelInit
+from dfa_jax.rules.base import GradEstimate, LearningRule
+from dfa_jax.rules.local_losses import LocalLosses, LocalObjective
+from dfa_jax.types import Batch, LossFn, Params, PRNGKey, RuleState, SiteArrays
+
+Guess = Literal["local", "reinitialised", "fixed", "random"]
+Target = Literal["global", "local"]
+Space = Literal["activities", "weights"]
+
+Path = tuple[str, ...]
+Flat = dict[Path, Any]
+"""Parameters by path."""
+
+_TINY = 1e-30  # where a guess has no length, its slope is 0 too
+
+
+@dataclasses.dataclass(frozen=True)
+class GradientGuess(LearningRule):
+    r"""Projects the target's gradient on a guessed direction, block by block.
+
+        delta_k = <dL/dh_k, g_k> g_k / |g_k|^2   of each example, at the end of block k, or
+        grad_k = <grad_k L, v_k> v_k / |v_k|^2   of the batch, over the weights of block k,
+
+    where the slope is one `jax.jvp` a block, and the guess is the gradient of a linear auxiliary
+    classifier's loss at the end of the block. A random guess is not divided by its length, so that
+    it is unbiased. The last block and the readout get the true gradient. A stack of layers under
+    `nn.scan` is one block.
+
+    Attributes:
+        guess: from a classifier that is trained on its own loss (`local`), drawn anew every step
+            (`reinitialised`) or drawn once (`fixed`); or `random`, Gaussian noise.
+        target: `global`: the loss of the outputs; or `local`: that of the classifier, which its own
+            gradient hits exactly.
+        space: guess errors at the ends of blocks (`activities`), or gradients (`weights`).
+        head_init: start of the classifiers' kernels, see `models.MLP`.
+
+    Raises:
+        InputError: the model has one block only.
+
+    Source: Fournier et al. (2023), arXiv 2306.06968; the auxiliary networks here are linear.
+    """
+
+    guess: Guess = "local"
+    target: Target = "global"
+    space: Space = "activities"
+    head_init: KernelInit = "lecun_normal"
+
+    def init(self, key, model, params, batch) -> tuple[Params, RuleState]:
+        """Trained classifiers are parameters, fixed ones the rule's state."""
+        heads = self._objective(_unasked, model, batch).draw_heads(key, params, batch)
+        if self.guess == "fixed":
+            return params, heads
+        return ({**params, HEADS: heads}, ()) if self._trains_heads else (params, ())
+
+    @property
+    def _trains_heads(self) -> bool:
+        return self.guess == "local" or (self.guess, self.target) == ("random", "local")
+
+    def estimate(self, key, model, loss_fn, params, rule_state, batch) -> GradEstimate:
+        """Guesses, their slopes, and what they make."""
+        forward_key, guess_key = jax.random.split(key)
+        local = self._objective(loss_fn, model, batch)
+        whole = self._with_heads(guess_key, local, params, rule_state, batch)
+        shapes = sites.activity_shapes(local.at, params, batch.inputs)
+        sent = {site: jnp.zeros(a.shape, a.dtype) for site, a in shapes.items()}
+        if self.space == "activities":
+            sent = self._errors(guess_key, local, whole, batch, forward_key)
+        # The classifiers learn exactly, from losses that reach nothing else.
+        objective = local if self._trains_heads else GlobalLoss(loss_fn)
+        found = deliver(local.at, objective, params, batch, sent, key=forward_key)
+        grads = found.grads
+        if self.space == "weights":
+            guessed = self._gradients(guess_key, local, model, whole, batch, forward_key)
+            flat = traverse_util.flatten_dict(grads) | guessed
+            grads = traverse_util.unflatten_dict(flat)
+        return GradEstimate(found.loss, found.outputs, grads, rule_state)
+
+    def errors(self, key, model, loss_fn, params, rule_state, batch, at=None) -> SiteArrays:
+        """What the errors at the ends of blocks make at the sites; none in weight space."""
+        if self.space == "weights":
+            return {}
+        forward_key, guess_key = jax.random.split(key)
+        local = self._objective(loss_fn, model, batch)
+        whole = self._with_heads(guess_key, local, params, rule_state, batch)
+        sent = self._errors(guess_key, local, whole, batch, forward_key)
+        where = at or model
+        return errors_elsewhere(local.at, where, loss_fn, params, batch, sent, key=forward_key)
+
+    def _objective(self, loss_fn: LossFn, model: Model, batch: Batch) -> LocalObjective:
+        """Local losses at the end of every block but the last."""
+        if len(model.blocks) < 2:
+            raise InputError(
+                f"the model's one block is {', '.join(model.blocks)}; gradient guesses are for the"
+                " blocks below the last, so name two or more (`from_linen(..., blocks=...)`)"
+            )
+        at = from_linen(model.module, model.blocks[:-1], batch.inputs)
+        return LocalObjective(loss_fn, LocalLosses(head_init=self.head_init), at, at)
+
+    def _with_heads(
+        self, key: PRNGKey, local: LocalObjective, params: Params, state: RuleState, batch: Batch
+    ) -> Params:
+        """The parameters with the classifiers that guess."""
+        if HEADS in params:
+            return params
+        if self.guess == "fixed":
+            return {**params, HEADS: state}
+        return {**params, HEADS: local.draw_heads(jax.random.fold_in(key, 1), params, batch)}
+
+    def _errors(
+        self,
+        key: PRNGKey,
+        local: LocalObjective,
+        params: Params,
+        batch: Batch,
+        forward_key: PRNGKey,
+    ) -> SiteArrays:
+        """One error a block, from its guess."""
+        at = local.at
+        outputs, activities = sites.activities(at, params, batch.inputs, key=forward_key)
+        num_batch = outputs.ndim - 1
+
+        def local_losses(h: SiteArrays) -> dict[str, Array]:
+            terms = local.local_terms(h, params[HEADS], batch.targets, outputs, replicated=False)
+            return {site: _by_example(terms[site], at, site) for site in terms}
+
+        def global_losses(perturbations: SiteArrays) -> SiteArrays:
+            orders = sites.at_sites(at, "perturb", perturbations)
+            found = sites.apply_with_orders(at, params, batch.inputs, orders, key=forward_key)[0]
+            loss = local.loss_fn(found, batch.targets)
+            return {site: loss for site in at.sites}
+
+        if self.guess == "random":
+            guesses = {
+                s: forward.direction(
+                    key,
+                    s,
+                    h.shape,
+                    "gaussian",
+                    num_stack=len(at.where[s].stack),
+                    num_batch=num_batch,
+                ).astype(h.dtype)
+                for s, h in activities.items()
+            }
+        else:
+            guesses = jax.grad(lambda h: _sum(local_losses(h)))(activities)
+        zeros = jax.tree.map(jnp.zeros_like, activities)
+        losses, start = {
+            "global": (global_losses, zeros),
+            "local": (local_losses, activities),
+        }[self.target]
+        sent = {}
+        for site, g in guesses.items():
+            slope = jax.jvp(losses, (start,), (zeros | {site: g},))[1][site]  # [*batch]
+            axes = len(at.where[site].stack)
+            square = jnp.maximum(_square(g, axes, num_batch), _TINY)
+            weight = slope if self.guess == "random" else slope / square
+            lead = (1,) * axes
+            weight = weight.reshape(*lead, *slope.shape, *(1,) * (g.ndim - axes - num_batch))
+            sent[site] = weight * g / slope.size
+        return sent
+
+    def _gradients(
+        self,
+        key: PRNGKey,
+        local: LocalObjective,
+        model: Model,
+        params: Params,
+        batch: Batch,
+        forward_key: PRNGKey,
+    ) -> Flat:
+        """Guessed gradients of all weights below the last block, by path."""
+        flat: Flat = traverse_util.flatten_dict({k: v for k, v in params.items() if k != HEADS})
+        blocks = _by_block(local, model, list(flat))
+        if self.guess == "random":
+            guess = {
+                p: forward.direction(key, "/".join(p), flat[p].shape, "gaussian").astype(
+                    flat[p].dtype
+                )
+                for paths in blocks.values()
+                for p in paths
+            }
+        else:
+            grads = chain_gradients(local.at, local, params, batch, {}, key=forward_key).grads
+            guess: Flat = traverse_util.flatten_dict(grads)
+
+        def losses(flat: Flat) -> dict[str, Array]:
+            tree = {**traverse_util.unflatten_dict(flat), HEADS: params[HEADS]}
+            objective = local if self.target == "local" else GlobalLoss(local.loss_fn)
+            terms = objective(local.at, tree, batch, {}, key=forward_key).terms
+            number = terms[OUTPUTS].size  # examples
+            return {name: term.sum() / number for name, term in terms.items()}
+
+        found = {}
+        zeros = jax.tree.map(jnp.zeros_like, flat)
+        for block, paths in blocks.items():
+            part = {path: guess[path] for path in paths}
+            slope = jax.jvp(losses, (flat,), (zeros | part,))[1][
+                block if self.target == "local" else OUTPUTS
+            ]
+            square = jnp.maximum(_sum({path: v * v for path, v in part.items()}), _TINY)
+            weight = slope if self.guess == "random" else slope / square
+            found |= {path: weight * v for path, v in part.items()}
+        return found
+
+
+def _sum(parts: dict[Any, Array]) -> Array:
+    return jnp.stack([part.sum() for part in parts.values()]).sum()
+
+
+def _by_example(term: Array, at: Model, site: str) -> Array:
+    """`[*stack, *batch]` summed over layers."""
+    return term.sum(tuple(range(len(at.where[site].stack))))
+
+
+def _square(g: Array, num_stack: int, num_batch: int) -> Array:
+    """Squared length of each example's guess, `[*batch]`."""
+    behind = range(num_stack + num_batch, g.ndim)
+    return jnp.square(g).sum((*range(num_stack), *behind))
+
+
+def _by_block(local: LocalObjective, model: Model, paths: list[Path]) -> dict[str, list[Path]]:
+    """Weights below the last block, by the first block whose end their error comes from.
+
+    A weight outside every block's submodule is in front of the first.
+    """
+    found: dict[str, list[Path]] = {block: [] for block in local.at.sites}
+    last = tuple(model.blocks[-1].removesuffix(":input").split("/"))
+    for path in paths:
+        if path[:-1] in model.readout or path[: len(last)] == last:
+            continue
+        inside = [b for b, p in local.at.where.items() if path[: len(p.path)] == p.path]
+        found[inside[-1] if inside else local.at.sites[0]].append(path)
+    return {block: members for block, members in found.items() if members}
+
+
+def _unasked(outputs: Any, targets: Any) -> Array:
+    """Stands in where only shapes are asked for."""
+    raise NotImplementedError

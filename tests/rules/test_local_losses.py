@@ -1,0 +1,147 @@
+"""Local losses by the chain rule: what they are, what they reach, and who pays for the heads."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dfa_jax.autodiff import sites
+from dfa_jax.errors import InputError
+from dfa_jax.models import LocalMixer, from_linen
+from dfa_jax.rules import (
+    ActivityForwardGradient,
+    Backprop,
+    FeedbackAlignment,
+    LocalLosses,
+    WeightForwardGradient,
+)
+from tests import helpers, reference
+
+
+def prepared(rule, case):
+    """Parameters with heads, and the estimator's state."""
+    return rule.init(jax.random.key(7), case.model, case.params, case.batch)
+
+
+def written_out(params, batch, greedy):
+    """The loss of an `MLP` with a head a layer, in plain `jax.numpy`."""
+    h, total = batch.inputs, 0.0
+    for i in range(2):
+        dense, head = params[f"layer_{i}"]["Dense_0"], params["local_heads"][f"layer_{i}"]
+        h = jnp.tanh(h @ dense["kernel"] + dense["bias"][None])
+        total += helpers.LOSS(h @ head["kernel"] + head["bias"][None], batch.targets).mean()
+        h = jax.lax.stop_gradient(h) if greedy else h
+    top = params["readout"]
+    return total + helpers.LOSS(h @ top["kernel"] + top["bias"][None], batch.targets).mean()
+
+
+@pytest.mark.parametrize("greedy", [True, False])
+def test_gradients_are_those_of_the_losses_written_out(x64, greedy):
+    """Independent implementation: `jax.grad` of the sum of all losses in plain `jax.numpy`."""
+    case, rule = helpers.mlp(), LocalLosses(greedy=greedy)
+    params, state = prepared(rule, case)
+    expected = jax.grad(written_out)(params, case.batch, greedy)
+    helpers.assert_close(helpers.estimate(rule, case, params, state).grads, expected, 1e-12)
+
+
+def test_feedback_alignment_reaches_through_the_heads(x64):
+    """Independent implementation: NumPy; greedy, so a layer hears of its own head alone, through the
+    head's feedback, while the head itself learns exactly."""
+    case, rule = helpers.mlp(), LocalLosses(estimator=FeedbackAlignment())
+    params, B = prepared(rule, case)
+    found = helpers.estimate(rule, case, params, B).grads
+    trunk = {name: leaf for name, leaf in params.items() if name != "local_heads"}
+    x, labels = np.asarray(case.batch.inputs), np.asarray(case.batch.targets)
+    _, h = reference.forward(trunk, x, "tanh")
+    for i in range(2):
+        head = params["local_heads"][f"layer_{i}"]
+        logits = h[i + 1] @ np.asarray(head["kernel"]) + np.asarray(head["bias"])
+        error = reference.output_error(logits, labels)
+        sent = error @ np.asarray(B[f"local_heads/layer_{i}"]).T * (1 - h[i + 1] ** 2)
+        helpers.assert_close(found[f"layer_{i}"]["Dense_0"]["kernel"], h[i].T @ sent, 1e-12)
+        heads = found["local_heads"][f"layer_{i}"]["kernel"]
+        helpers.assert_close(heads, h[i + 1].T @ error, 1e-12)
+
+
+@pytest.mark.parametrize("estimator", [WeightForwardGradient(), ActivityForwardGradient()])
+def test_heads_and_readout_learn_exactly(estimator):
+    """Exact equivalence: under a forward gradient they get backpropagation's gradients."""
+    case = helpers.mlp()
+    params, _ = prepared(LocalLosses(), case)
+    exact, guessed = (
+        helpers.estimate(LocalLosses(estimator=rule), case, params, ()).grads
+        for rule in (Backprop(), estimator)
+    )
+    for part in ("local_heads", "readout"):
+        helpers.assert_close(guessed[part], exact[part], 1e-5)
+
+
+def mixer():
+    """Three blocks of two groups on four patches."""
+    module = LocalMixer(3, 2, 8, 2, 3, zero_readout=False)
+    batch = helpers.images(num=2, shape=(4, 4, 2))
+    model = from_linen(module, "block_*/*_mixing", batch.inputs, blocks="block_*")
+    return helpers.Set(model, model.init(jax.random.key(1), batch.inputs), batch)
+
+
+REACHED = {  # a unit of patch 1 and group 0 of block 1: which patches and groups of its loss it moves
+    "token_mixing": ((1,), (0, 1)),
+    "channel_mixing": ((1,), (0,)),
+    "group_mixing": ((1,), (0,)),
+}
+
+
+@pytest.mark.parametrize("place", list(REACHED))
+def test_no_tangent_crosses_blocks_patches_or_groups(place):
+    """Proof of absence: NaN for the tangent of one patch (and group) of one site of block 1. Of its
+    losses those of that patch (and group) alone are NaN; those of the other blocks are 0."""
+    case = mixer()
+    rule = LocalLosses(patchwise=True, num_groups=2)
+    params, _ = prepared(rule, case)
+    objective = rule.objective(helpers.LOSS, case.model, case.batch)
+    shapes = sites.activity_shapes(case.model, params, case.batch.inputs)
+    zeros = {site: jnp.zeros(a.shape) for site, a in shapes.items()}
+    one = (slice(None), 1) if place == "token_mixing" else (slice(None), 1, 0)
+    poison = zeros | {f"block_1/{place}": zeros[f"block_1/{place}"].at[one].set(jnp.nan)}
+
+    def terms(perturbations):
+        orders = sites.at_sites(case.model, "perturb", perturbations)
+        return objective(case.model, params, case.batch, orders, replicated=True).terms
+
+    slopes = jax.jvp(terms, (zeros,), (poison,))[1]
+    patches, groups = REACHED[place]
+    hit = np.zeros((2, 4, 2), bool)
+    hit[np.ix_(range(2), patches, groups)] = True
+    np.testing.assert_array_equal(np.isnan(slopes["block_1"]), hit)
+    for name in ("block_0", "block_2", "outputs"):
+        np.testing.assert_array_equal(slopes[name], 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [{}, {"normalize": True}, {"blockwise": False}])
+def test_aggregators_agree(options):
+    """Exact equivalence: fused and naive replicas make the same errors, draw by draw."""
+    case = mixer()
+    rules = [
+        LocalLosses(
+            ActivityForwardGradient(), patchwise=True, num_groups=2, aggregator=kind, **options
+        )
+        for kind in ("fused", "naive")
+    ]
+    params, _ = prepared(rules[0], case)
+    fused, naive = (
+        jax.jit(
+            lambda key, rule=rule: rule.errors(
+                key, case.model, helpers.LOSS, params, (), case.batch
+            )
+        )(jax.random.key(3))
+        for rule in rules
+    )
+    helpers.assert_close(fused, naive, 2e-5)
+
+
+def test_groups_must_divide_the_channels():
+    """Documented contract: the block, its channels, and what was asked."""
+    case = helpers.mlp()
+    with pytest.raises(InputError, match="num_groups is 3 and block 'layer_0' has 7 channels"):
+        prepared(LocalLosses(num_groups=3), case)
