@@ -9,6 +9,9 @@ from jaxtyping import Array, Float
 
 Path = tuple[str, ...]
 
+Flat = dict[Path, Any]
+"""The leaves of a nested dict by path, as `flax.traverse_util.flatten_dict` gives them."""
+
 
 def add(left: Any, right: Any) -> Any:
     """Leafwise sum of two trees of the same structure."""

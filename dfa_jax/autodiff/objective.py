@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 
 from dfa_jax.autodiff import sites
 from dfa_jax.models.base import Model
+from dfa_jax.tree import Path
 from dfa_jax.types import Batch, LossFn, Params, PRNGKey, SiteArrays
 
 OUTPUTS = "outputs"
@@ -118,9 +119,7 @@ class Objective(abc.ABC):
         """The terms that each site can move."""
 
     @abc.abstractmethod
-    def parameter_reach(
-        self, model: Model, paths: list[tuple[str, ...]]
-    ) -> list[tuple[Reach, ...]]:
+    def parameter_reach(self, model: Model, paths: list[Path]) -> dict[Path, tuple[Reach, ...]]:
         """The terms that each parameter below the readout can move, by its path."""
 
 
@@ -137,10 +136,10 @@ class GlobalLoss(Objective):
         """The outputs' loss."""
         return {site: (Reach(OUTPUTS),) for site in model.sites}
 
-    def parameter_reach(self, model, paths) -> list[tuple[Reach, ...]]:
+    def parameter_reach(self, model, paths) -> dict[Path, tuple[Reach, ...]]:
         """The outputs' loss."""
         del model  # whatever it is
-        return [(Reach(OUTPUTS),) for _ in paths]
+        return {path: (Reach(OUTPUTS),) for path in paths}
 
 
 def as_objective(loss: LossFn | Objective) -> Objective:

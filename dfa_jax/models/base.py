@@ -55,7 +55,9 @@ class Model:
             (feedback alignment and its kin) give a feedback matrix.
         blocks: names of the places where a block ends: local losses sit there, and greedy learning
             cuts there. They are the sites unless given.
-        readout: submodules with parameters that are first called above the last site or block.
+        readout: submodules with parameters that are called above the last site and block.
+        homes: submodules with parameters, each with the block that it lies in; not those above the
+            last block, nor one that is called around the end of a block, or twice.
     """
 
     module: nn.Module
@@ -64,6 +66,7 @@ class Model:
     maps: tuple[LinearMap, ...]
     blocks: tuple[str, ...]
     readout: tuple[tuple[str, ...], ...]
+    homes: tuple[tuple[tuple[str, ...], str], ...]
 
     @property
     def where(self) -> dict[str, Site]:
@@ -142,11 +145,31 @@ def from_linen(
         survey.site(name, variables)  # for its checks
     own = _owners(variables["params"])  # not those of another module applied inside this one
     maps = tuple(found for path, found in survey.linear_maps.items() if path in own)
+    once = own - {tuple(name.split("/")) for name in survey.called_twice}
+    spans = _spans(called, once)
     last = max(called.index(name) for name in (*names, *ends))
-    above = [tuple(name.removesuffix(_INPUT).split("/")) for name in called[last + 1 :]]
-    below = {tuple(name.removesuffix(_INPUT).split("/")) for name in called[: last + 1]}
-    readout = tuple(path for path in above if path in own and path not in below)
-    return Model(module, names, places, maps, ends, tuple(dict.fromkeys(readout)))
+    readout = tuple(path for path, span in spans.items() if span.start >= last)
+    homes = [(path, _home(span, called, ends)) for path, span in spans.items()]
+    known = tuple((path, block) for path, block in homes if block is not None)
+    return Model(module, names, places, maps, ends, readout, known)
+
+
+def _spans(called: list[str], own: set[tuple[str, ...]]) -> dict[tuple[str, ...], range]:
+    """From its input to its output, in places called: every submodule with parameters, in order."""
+    paths = {name: tuple(name.split("/")) for name in called if not name.endswith(_INPUT)}
+    return {
+        path: range(called.index(name + _INPUT), called.index(name))
+        for name, path in paths.items()
+        if path in own
+    }
+
+
+def _home(span: range, called: list[str], ends: tuple[str, ...]) -> str | None:
+    """The block whose end is the first behind the submodule, if none is inside it."""
+    where = {called.index(end): end for end in ends}
+    if any(span.start < place < span.stop for place in where):
+        return None
+    return next((where[place] for place in sorted(where) if place >= span.stop), None)
 
 
 def _match(names: str | Sequence[str], available: list[str]) -> tuple[str, ...]:

@@ -21,16 +21,13 @@ from dfa_jax.errors import InputError
 from dfa_jax.models.base import Model, from_linen
 from dfa_jax.models.mlp import KernelInit
 from dfa_jax.rules.base import GradEstimate, LearningRule
-from dfa_jax.rules.local_losses import LocalLosses, LocalObjective
+from dfa_jax.rules.local_losses import LocalLosses, LocalObjective, no_loss
+from dfa_jax.tree import Flat, Path
 from dfa_jax.types import Batch, LossFn, Params, PRNGKey, RuleState, SiteArrays
 
 Guess = Literal["local", "reinitialised", "fixed", "random"]
 Target = Literal["global", "local"]
 Space = Literal["activities", "weights"]
-
-Path = tuple[str, ...]
-Flat = dict[Path, Any]
-"""Parameters by path."""
 
 _TINY = 1e-30  # where a guess has no length, its slope is 0 too
 
@@ -68,7 +65,7 @@ class GradientGuess(LearningRule):
 
     def init(self, key, model, params, batch) -> tuple[Params, RuleState]:
         """Trained classifiers are parameters, fixed ones the rule's state."""
-        heads = self._objective(_unasked, model, batch).draw_heads(key, params, batch)
+        heads = self._objective(no_loss, model, batch).draw_heads(key, params, batch)
         if self.guess == "fixed":
             return params, heads
         return ({**params, HEADS: heads}, ()) if self._trains_heads else (params, ())
@@ -191,7 +188,7 @@ class GradientGuess(LearningRule):
     ) -> Flat:
         """Guessed gradients of all weights below the last block, by path."""
         flat: Flat = traverse_util.flatten_dict({k: v for k, v in params.items() if k != HEADS})
-        blocks = _by_block(local, model, list(flat))
+        blocks = _by_block(model, list(flat))
         if self.guess == "random":
             guess = {
                 p: forward.direction(key, "/".join(p), flat[p].shape, "gaussian").astype(
@@ -239,21 +236,15 @@ def _square(g: Array, num_stack: int, num_batch: int) -> Array:
     return jnp.square(g).sum((*range(num_stack), *behind))
 
 
-def _by_block(local: LocalObjective, model: Model, paths: list[Path]) -> dict[str, list[Path]]:
-    """Weights below the last block, by the first block whose end their error comes from.
+def _by_block(model: Model, paths: list[Path]) -> dict[str, list[Path]]:
+    """Weights below the last block by the block that they lie in.
 
-    A weight outside every block's submodule is in front of the first.
+    A weight whose place is not known, such as one of the root module, goes with the first.
     """
-    found: dict[str, list[Path]] = {block: [] for block in local.at.sites}
-    last = tuple(model.blocks[-1].removesuffix(":input").split("/"))
+    homes, first = dict(model.homes), model.blocks[0]
+    found: dict[str, list[Path]] = {block: [] for block in model.blocks[:-1]}
     for path in paths:
-        if path[:-1] in model.readout or path[: len(last)] == last:
-            continue
-        inside = [b for b, p in local.at.where.items() if path[: len(p.path)] == p.path]
-        found[inside[-1] if inside else local.at.sites[0]].append(path)
+        block = homes.get(path[:-1], first)
+        if path[:-1] not in model.readout and block in found:
+            found[block].append(path)
     return {block: members for block, members in found.items() if members}
-
-
-def _unasked(outputs: Any, targets: Any) -> Array:
-    """Stands in where only shapes are asked for."""
-    raise NotImplementedError

@@ -21,6 +21,7 @@ from dfa_jax.models.local_mixer import layer_norm
 from dfa_jax.models.mlp import KERNEL_INITS, KernelInit
 from dfa_jax.rules.backprop import Backprop
 from dfa_jax.rules.base import GradEstimate, LearningRule, ObjectiveRule
+from dfa_jax.tree import Path
 from dfa_jax.types import Batch, LossFn, Params, PRNGKey, RuleState, SiteArrays
 
 
@@ -67,7 +68,7 @@ class LocalLosses(LearningRule):
     def init(self, key, model, params, batch) -> tuple[Params, RuleState]:
         """The parameters with a head for every block, and the estimator's state."""
         head_key, rule_key = jax.random.split(key)
-        objective = self.objective(_no_loss, model, batch)
+        objective = self.objective(no_loss, model, batch)
         params = {**params, HEADS: objective.draw_heads(head_key, params, batch)}
         return self.estimator.init(rule_key, objective.with_heads(model, params), params, batch)
 
@@ -206,14 +207,16 @@ class LocalObjective(Objective):
                 reach[site] = (*terms, Reach(OUTPUTS))
         return reach
 
-    def parameter_reach(self, model, paths) -> list[tuple[Reach, ...]]:
+    def parameter_reach(self, model, paths) -> dict[Path, tuple[Reach, ...]]:
         """The term of the block that a parameter is in, where the graph is cut; else all terms."""
         whole = (*(self._reach(end, None, model) for end in self.at.sites), Reach(OUTPUTS))
-        reach = []
+        homes, reach = dict(model.homes), {}
         for path in paths:
-            own = [b for b, p in self.order.where.items() if b in model.blocks and _holds(p, path)]
-            is_own = self.rule.greedy and own and own[-1] in self.at.where
-            reach.append((self._reach(own[-1], own[-1], model),) if is_own else whole)
+            own = homes.get(path[:-1], "")
+            # A layer of a stack has the stack's axes only inside of it.
+            place = self.at.where.get(own)
+            is_own = self.rule.greedy and place and (not place.stack or _holds(place, path))
+            reach[path] = (self._reach(own, own, model),) if is_own else whole
         return reach
 
     def _reach(self, end: str, own: str | None, model: Model) -> Reach:
@@ -224,7 +227,7 @@ class LocalObjective(Objective):
         return Reach(end, len(self.at.where[end].stack), self.rule.greedy and end == own, shape)
 
 
-def _holds(place: Site, path: tuple[str, ...]) -> bool:
+def _holds(place: Site, path: Path) -> bool:
     """Whether a parameter is inside the submodule whose output this place is."""
     return place.place == "output" and path[: len(place.path)] == place.path
 
@@ -243,6 +246,6 @@ def _pooled_loss(loss_fn: LossFn, width: int) -> Callable[[Array, Params, Any], 
     return loss
 
 
-def _no_loss(outputs: Any, targets: Any) -> Array:
+def no_loss(outputs: Any, targets: Any) -> Array:
     """Stands in where only shapes are asked for."""
     raise NotImplementedError

@@ -16,11 +16,8 @@ from dfa_jax.autodiff.objective import HEADS, Losses, Reach, components
 from dfa_jax.models.base import Model
 from dfa_jax.rules import draw
 from dfa_jax.rules.base import GradEstimate, ObjectiveRule
+from dfa_jax.tree import Flat, Path
 from dfa_jax.types import Batch, PRNGKey, SiteArrays
-
-Path = tuple[str, ...]
-Flat = dict[Path, Any]
-"""Parameters by path."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +71,6 @@ class WeightForwardGradient(ObjectiveRule):
 
         def guess(key: PRNGKey, batch: Batch) -> Flat:
             reach = objective.parameter_reach(model, list(trunk))
-            reach = dict(zip(trunk, reach, strict=True))
             return self._guess(key, trunk, reach, lambda t: losses(t, top, batch, replicated=True))
 
         def total(top: Flat) -> tuple[Array, Losses]:

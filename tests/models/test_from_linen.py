@@ -220,3 +220,45 @@ def test_init_and_apply_are_the_modules():
     np.testing.assert_array_equal(model.apply(params, x), module.apply({"params": params}, x))
     abstract = jax.eval_shape(model.init, key, x)
     assert helpers.shapes(abstract) == helpers.shapes(params)
+
+
+class Compact(nn.Module):
+    """Functional activations, so that its sites are in front of the next layer."""
+
+    @nn.compact
+    def __call__(self, x):
+        h = jnp.tanh(nn.Dense(5)(x))
+        h = jnp.tanh(nn.Dense(4)(h))
+        return nn.Dense(3)(h)
+
+
+def test_a_module_lies_in_the_block_whose_end_comes_next():
+    """Closed form: with blocks that end before the second and the third map, the first two maps lie
+    in them and the third is the readout."""
+    model = from_linen(Compact(), ["Dense_1:input", "Dense_2:input"], jnp.ones((2, 6)))
+    assert dict(model.homes) == {("Dense_0",): "Dense_1:input", ("Dense_1",): "Dense_2:input"}
+    assert model.readout == (("Dense_2",),)
+
+
+def test_blocks_of_their_own_and_what_stands_around_them():
+    """Closed form: sites inside, blocks outside. A module with a weight of its own that is called
+    around the end of a block lies in none, and is no readout."""
+
+    class Around(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            h = nn.Dense(4, name="inside")(x)
+            return nn.Dense(4, name="behind")(h) * self.param("gain", nn.initializers.ones, ())
+
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.Dense(3, name="readout")(Around(name="around")(nn.Dense(4, name="first")(x)))
+
+    model = from_linen(Net(), "first", jnp.ones((2, 6)), blocks=["first", "around/inside"])
+    assert model.blocks == ("first", "around/inside")
+    assert dict(model.homes) == {
+        ("first",): "first",
+        ("around", "inside"): "around/inside",
+    }
+    assert model.readout == (("around", "behind"), ("readout",))

@@ -1,5 +1,6 @@
 """Gradient guesses: the projection of a true slope on a proposed direction."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -69,6 +70,27 @@ def test_the_last_block_and_the_readout_learn_exactly():
         grads = helpers.estimate(rule, case, params, state).grads
         for part in ("layer_2", "readout"):
             helpers.assert_close(grads[part], true[part], 1e-5)
+
+
+@pytest.mark.parametrize("space", ["activities", "weights"])
+def test_blocks_may_end_in_front_of_a_layer(space):
+    """Exact equivalence, as above, for a module whose activations are functions: the last block is
+    the layer in front of the last site."""
+
+    class Compact(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            h = jnp.tanh(nn.Dense(7)(x))
+            h = jnp.tanh(nn.Dense(6)(h))
+            return nn.Dense(3)(h)
+
+    case = helpers.made(Compact(), ["Dense_1:input", "Dense_2:input"], helpers.images())
+    rule = GradientGuess(space=space)
+    params, state, _ = prepared(rule, case)
+    grads, true = helpers.estimate(rule, case, params, state).grads, helpers.backprop(case)
+    for part in ("Dense_1", "Dense_2"):
+        helpers.assert_close(grads[part], true[part], 1e-5)
+    assert not np.allclose(grads["Dense_0"]["kernel"], true["Dense_0"]["kernel"], rtol=1e-3)
 
 
 @pytest.mark.parametrize("space", ["activities", "weights"])
