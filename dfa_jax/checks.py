@@ -166,42 +166,36 @@ def check_locality(
 
     Args:
         model: the model with its sites and blocks.
-        rule: the local losses; `greedy`, or nothing is local.
+        rule: the local losses; if not `greedy`, nothing is told apart and there is nothing to find.
         params: the parameters with heads, as `rule.init` returns them.
         batch: two examples or more.
         loss_fn: one loss an example.
     """
+    if not rule.greedy:  # every unit is told the sum of all slopes
+        return LocalityReport(())
     objective = rule.objective(loss_fn, model, batch)
     augmented = objective.with_heads(model, params)
-    shapes = sites.activity_shapes(model, params, batch.inputs)
-    zeros = {site: jnp.zeros(a.shape, a.dtype) for site, a in shapes.items()}
+    zeros = sites.zero_activities(model, params, batch.inputs)
 
     def losses(perturbations):
         orders = sites.at_sites(model, "perturb", perturbations)
-        found = objective(augmented, params, batch, orders, replicated=True)
-        return found.terms, found.outputs
+        return objective(augmented, params, batch, orders, replicated=True)
 
-    num_batch = jax.eval_shape(losses, zeros)[1].ndim - 1
-    slopes_along = jax.jit(lambda u: jax.jvp(lambda p: losses(p)[0], (zeros,), (u,))[1])
+    plain = jax.eval_shape(losses, zeros)
+    num_batch = plain.outputs.ndim - 1
+    slopes_along = jax.jit(lambda u: jax.jvp(lambda p: losses(p).terms, (zeros,), (u,))[1])
     leaks = []
-    for number, (site, terms) in enumerate(objective.site_reach(augmented).items()):
-        own = {term.term: term for term in terms if term.is_own}
+    for number, (site, (term, *_)) in enumerate(objective.site_reach(augmented).items()):
         stack = len(model.where[site].stack)
-        features = shapes[site].shape[stack + num_batch :]
-        first = {name: 0 for name in own}
-        for name, term in own.items():
-            places = jax.eval_shape(losses, zeros)[0][name].shape[term.num_stack + num_batch :]
-            first[name] = common_axes(places, features[:-1])
-        depth = max(first.values(), default=0)
-        where = (slice(None),) * stack + (0,) * (num_batch + depth)
-        u = jax.random.normal(jax.random.key(number), shapes[site].shape, shapes[site].dtype)
-        poked = zeros | {site: zeros[site].at[where].set(u[where])}
-        for name, slope in slopes_along(poked).items():
-            if name in own:
-                seen = (slice(None),) * own[name].num_stack + (0,) * (num_batch + first[name])
-                slope = slope.at[seen].set(0)
-            if rule.greedy and bool(jnp.any(slope != 0)):
-                leaks.append((site, name))
+        places = plain.terms[term.term].shape[term.num_stack + num_batch :]
+        features = zeros[site].shape[stack + num_batch :]
+        shared = common_axes(places, features[:-1]) if term.is_own else 0
+        first = (0,) * (num_batch + shared)  # example, and patch and group if told apart
+        here, seen = ((slice(None),) * layers + first for layers in (stack, term.num_stack))
+        u = jax.random.normal(jax.random.key(number), zeros[site].shape, zeros[site].dtype)
+        slopes = slopes_along(zeros | {site: zeros[site].at[here].set(u[here])})
+        slopes[term.term] = slopes[term.term].at[seen].set(0)
+        leaks += [(site, name) for name, slope in slopes.items() if bool(jnp.any(slope != 0))]
     return LocalityReport(tuple(leaks))
 
 

@@ -95,7 +95,7 @@ def site_metrics(
     (weight-perturbed forward gradients) has the norms alone.
     """
     errors = rule.errors(key, model, loss_fn, params, rule_state, batch)
-    reference = Backprop().errors(key, model, loss_fn, params, (), batch)
+    reference = Backprop().errors(key, model, loss_fn, params, (), batch) if errors else {}
     outputs, activities = sites.activities(model, params, batch.inputs)
     num_batch = outputs.ndim - 1
     found: dict[str, Array] = {}
@@ -137,9 +137,9 @@ def alignment_metrics(
     """
     at = from_linen(model.module, list(model.linear_maps)[:-1], batch.inputs)
     errors = rule.errors(key, model, loss_fn, params, rule_state, batch, at)
-    reference = Backprop().errors(key, model, loss_fn, params, (), batch, at)
     found = {}
     if errors:
+        reference = Backprop().errors(key, model, loss_fn, params, (), batch, at)
         found = {
             f"preactivation_alignment/{name}": error_alignment(errors[name], reference[name]).mean
             for name in at.sites

@@ -73,7 +73,7 @@ SABOTAGES = {
     ),
     "the same B at every site": Sabotage(
         "rules/draw.py",
-        "key = jax.random.fold_in(key, zlib.crc32(name.encode()))",
+        "key = named_key(key, name)",
         "del name",
         "tests/rules",
     ),
@@ -160,8 +160,8 @@ SABOTAGES = {
     ),
     "the same noise at every site": Sabotage(
         "autodiff/forward.py",
-        "key = jax.random.fold_in(key, zlib.crc32(name.encode()))",
-        "zlib.crc32(name.encode())",
+        "key = named_key(key, name)",
+        "named_key(key, name)",
         "tests/autodiff",
     ),
     "a replica's full derivative": Sabotage(

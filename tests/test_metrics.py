@@ -7,6 +7,7 @@ in deep networks are tiny, so the cosine must neither underflow nor be reported 
 import dataclasses
 import math
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +15,13 @@ import pytest
 
 from dfa_jax import losses, metrics
 from dfa_jax.models import MLP, from_linen
-from dfa_jax.rules import Backprop, DirectFeedbackAlignment, FeedbackAlignment, Shallow
+from dfa_jax.rules import (
+    Backprop,
+    DirectFeedbackAlignment,
+    FeedbackAlignment,
+    Shallow,
+    WeightForwardGradient,
+)
 from tests import helpers, reference
 
 align = jax.jit(metrics.error_alignment, static_argnames=("num_stack", "num_batch"))
@@ -243,3 +250,31 @@ def test_measuring_changes_nothing():
     found = jax.eval_shape(run, case.params, case.batch)
     assert {leaf.shape for leaf in found.values()} == {()}
     assert all(dataclasses.is_dataclass(kind) for kind in (Backprop, Shallow))
+
+
+def test_a_rule_that_sends_no_errors_asks_for_none():
+    """Proof of absence: weight-perturbed forward gradients are measured, by norms alone, on a model
+    that JAX cannot reverse (a `while_loop` above the site)."""
+
+    class Looped(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            h = nn.Dense(4, name="site")(x)
+            h = jax.lax.while_loop(
+                lambda carry: carry[0] < 3, lambda carry: (carry[0] + 1, jnp.tanh(carry[1])), (0, h)
+            )[1]
+            return nn.Dense(3, name="readout")(h)
+
+    case = helpers.made(Looped(), "site", helpers.images())
+    found = metrics.site_metrics(
+        jax.random.key(0),
+        case.model,
+        WeightForwardGradient(),
+        helpers.LOSS,
+        case.params,
+        (),
+        case.batch,
+    )
+    assert {name.split("/")[0] for name in found} == {"activity_norm", "weight_norm"}
+    with pytest.raises(ValueError, match="[Rr]everse-mode"):
+        Backprop().errors(jax.random.key(0), case.model, helpers.LOSS, case.params, (), case.batch)

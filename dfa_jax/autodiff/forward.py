@@ -4,7 +4,6 @@ With a direction `u` of unit covariance and the derivative `s = <grad L, u>`, `E
 """
 
 import math
-import zlib
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -12,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from dfa_jax.keys import named_key
 from dfa_jax.types import PRNGKey
 
 Noise = Literal["gaussian", "rademacher", "sphere"]
@@ -46,7 +46,7 @@ def direction(
         num_stack: layer axes in front.
         num_batch: batch axes behind them; each example (or the whole array) is a vector.
     """
-    key = jax.random.fold_in(key, zlib.crc32(name.encode()))
+    key = named_key(key, name)
     stack, rest = shape[:num_stack], shape[num_stack:]
     batch, features = rest[:num_batch], rest[num_batch:]
     dim = math.prod(stack + features)

@@ -202,8 +202,7 @@ def chain_errors(
         )
         return as_objective(loss)(model, params, batch, orders, key=key).total
 
-    shapes = sites.activity_shapes(at, params, batch.inputs)
-    return jax.grad(total)({s: jnp.zeros(a.shape, a.dtype) for s, a in shapes.items()})
+    return jax.grad(total)(sites.zero_activities(at, params, batch.inputs))
 
 
 def deliver(
@@ -251,8 +250,8 @@ def errors_elsewhere(
             outputs are the pre-activations.
         sent: the errors by site of `model`.
     """
-    shapes = sites.activity_shapes(at, params, batch.inputs)
-    elsewhere = {s: a for s, a in shapes.items() if at.where[s] not in model.places}
+    zeros = sites.zero_activities(at, params, batch.inputs)
+    elsewhere = {s: a for s, a in zeros.items() if at.where[s] not in model.places}
 
     def forward_cut(perturbations):
         orders = sites.merge_orders(
@@ -261,8 +260,7 @@ def errors_elsewhere(
         found = as_objective(loss)(model, params, batch, orders, key=key)
         return found.total, {site: found.activities[site] for site in model.sites}
 
-    zeros = {site: jnp.zeros(a.shape, a.dtype) for site, a in elsewhere.items()}
-    (total, activities), pull = jax.vjp(forward_cut, zeros)
+    (total, activities), pull = jax.vjp(forward_cut, elsewhere)
     (found,) = pull((jnp.ones_like(total), sites.like_activities(sent, activities)))
     names = {place: site for site, place in model.where.items()}
-    return found | {s: sent[names[at.where[s]]] for s in shapes if s not in elsewhere}
+    return found | {s: sent[names[at.where[s]]] for s in zeros if s not in elsewhere}

@@ -131,6 +131,12 @@ def activity_shapes(model: Model, params: Params, inputs: Any) -> dict[str, jax.
     return abstract_forward(model, params, inputs)[1]
 
 
+def zero_activities(model: Model, params: Params, inputs: Any) -> SiteArrays:
+    """Zeros like every site's activity: where a perturbation starts."""
+    shapes = activity_shapes(model, params, inputs)
+    return {site: jnp.zeros(a.shape, a.dtype) for site, a in shapes.items()}
+
+
 def abstract_forward(
     model: Model, params: Params, inputs: Any
 ) -> tuple[Any, dict[str, jax.ShapeDtypeStruct]]:

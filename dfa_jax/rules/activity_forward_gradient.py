@@ -73,12 +73,11 @@ class ActivityForwardGradient(ObjectiveRule):
             found = objective(model, params, batch, orders, key=forward_key, replicated=True)
             return found.terms, found
 
-        shapes = sites.activity_shapes(model, params, batch.inputs)
-        zeros = {site: jnp.zeros(a.shape, a.dtype) for site, a in shapes.items()}
+        zeros = sites.zero_activities(model, params, batch.inputs)
         _, plain = losses(zeros)
         num_batch = plain.outputs.ndim - 1
         layouts = {
-            site: _Layout(len(place.stack), num_batch, shapes[site].shape)
+            site: _Layout(len(place.stack), num_batch, zeros[site].shape)
             for site, place in model.where.items()
         }
         reach = objective.site_reach(model)

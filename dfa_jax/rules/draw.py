@@ -1,7 +1,6 @@
 """How feedback matrices are drawn and scaled; the options that several rules share."""
 
 import math
-import zlib
 from typing import Literal, NamedTuple
 
 import jax
@@ -10,6 +9,7 @@ from jaxtyping import Array
 
 from dfa_jax.autodiff import feedback, sites
 from dfa_jax.errors import InputError, SiteError
+from dfa_jax.keys import named_key
 from dfa_jax.models.base import Model
 from dfa_jax.rules.base import kernels
 from dfa_jax.types import Batch, Params, PRNGKey, RuleState, SiteArrays
@@ -37,8 +37,8 @@ class SiteShape(NamedTuple):
 
 
 def draw(key: PRNGKey, name: str, shape: tuple[int, ...], distribution: Distribution) -> Array:
-    """Unscaled entries from a key of their own: another site more or less changes no other's."""
-    key = jax.random.fold_in(key, zlib.crc32(name.encode()))
+    """Unscaled entries from a key of the name's own."""
+    key = named_key(key, name)
     if distribution == "gaussian":
         return jax.random.normal(key, shape)
     return jax.random.uniform(key, shape, minval=-1.0, maxval=1.0)

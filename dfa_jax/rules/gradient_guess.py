@@ -79,10 +79,10 @@ class GradientGuess(LearningRule):
         forward_key, guess_key = jax.random.split(key)
         local = self._objective(loss_fn, model, batch)
         whole = self._with_heads(guess_key, local, params, rule_state, batch)
-        shapes = sites.activity_shapes(local.at, params, batch.inputs)
-        sent = {site: jnp.zeros(a.shape, a.dtype) for site, a in shapes.items()}
         if self.space == "activities":
             sent = self._errors(guess_key, local, whole, batch, forward_key)
+        else:
+            sent = sites.zero_activities(local.at, params, batch.inputs)
         # The classifiers learn exactly, from losses that reach nothing else.
         objective = local if self._trains_heads else GlobalLoss(loss_fn)
         found = deliver(local.at, objective, params, batch, sent, key=forward_key)

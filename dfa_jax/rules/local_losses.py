@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import math
-import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +15,7 @@ from dfa_jax.autodiff import sites
 from dfa_jax.autodiff.objective import HEADS, OUTPUTS, Losses, Objective, Reach
 from dfa_jax.autodiff.replicate import REPLICATED, Aggregator
 from dfa_jax.errors import InputError
+from dfa_jax.keys import named_key
 from dfa_jax.models.base import LinearMap, Model, Site, from_linen
 from dfa_jax.models.local_mixer import layer_norm
 from dfa_jax.models.mlp import KERNEL_INITS, KernelInit
@@ -176,8 +176,7 @@ class LocalObjective(Objective):
                     " channels; expected a divisor of them"
                 )
             init = KERNEL_INITS[self.rule.head_init]
-            name_key = jax.random.fold_in(key, zlib.crc32(block.encode()))
-            keys = jax.random.split(name_key, place.stack)
+            keys = jax.random.split(named_key(key, block), place.stack)
             kernel = functools.partial(init, shape=(channels, outputs.shape[-1]))
             for _ in place.stack:
                 kernel = jax.vmap(kernel)
