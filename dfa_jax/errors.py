@@ -1,6 +1,7 @@
 """Bad input, refused by name: what was given, what was expected, and the remedy."""
 
 import difflib
+import typing
 from collections.abc import Iterable
 
 
@@ -26,3 +27,20 @@ def unknown(kind: str, name: object, known: Iterable[object]) -> str:
     nearest = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
     hint = f"did you mean '{nearest[0]}'? " if nearest else ""
     return f"unknown {kind} '{name}'; {hint}Known: {', '.join(names) or 'none'}"
+
+
+def check_choices(config: object, prefix: str = "") -> None:
+    """Refuses a value that is none of its field's: of every field annotated as a `Literal`.
+
+    Args:
+        config: a dataclass instance.
+        prefix: goes before the field's name in the message.
+
+    Raises:
+        InputError: names the field, the value, the nearest choice, and all of them.
+    """
+    for name, hint in typing.get_type_hints(type(config)).items():
+        if typing.get_origin(hint) is typing.Literal:
+            value, choices = getattr(config, name), typing.get_args(hint)
+            if value not in choices:
+                raise InputError(unknown(prefix + name, value, choices))

@@ -2,12 +2,12 @@
 
 import dataclasses
 import math
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import jax
 import optax
 
-from dfa_jax.errors import InputError, unknown
+from dfa_jax.errors import InputError, check_choices
 
 _Name = Literal["sgd", "adam", "rmsprop", "lars"]
 _Schedule = Literal["constant", "cosine", "linear", "staircase"]
@@ -51,11 +51,7 @@ class Optimizer:
     warmup_fraction: float = 0.0
 
     def __post_init__(self):
-        for field, kinds in (("name", _Name), ("schedule", _Schedule), ("decay", _Decay)):
-            if getattr(self, field) not in get_args(kinds):
-                raise InputError(
-                    unknown(f"optimizer.{field}", getattr(self, field), get_args(kinds))
-                )
+        check_choices(self, "optimizer.")
         for name in ("momentum", "b1", "b2", "warmup_fraction"):
             _check(name, getattr(self, name), "in [0, 1)", lambda x: 0 <= x < 1)
         for name in ("weight_decay", "clip_norm"):

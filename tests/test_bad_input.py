@@ -303,3 +303,50 @@ def test_processes(name, tmp_path):
     assert done.stderr.count("\n") == 1
     assert done.stderr.startswith(f"{file}: error: ")
     assert expected in done.stderr
+
+
+WRONG_CHOICES = {  # what is written in Python: what the message says
+    "ActivityForwardGradient(noise='gausian')": "unknown noise 'gausian'; did you mean 'gaussian'",
+    "ActivityForwardGradient(sharing='pair')": "unknown sharing 'pair'; did you mean 'pairs'",
+    "WeightForwardGradient(draws='loop')": "unknown draws 'loop'; Known: scan, vmap",
+    "WeightForwardGradient(combination='sum')": "unknown combination 'sum'",
+    "GradientGuess(guess='noise')": "unknown guess 'noise'",
+    "LocalLosses(aggregator='fast')": "unknown aggregator 'fast'; Known: fused, naive",
+    "LocalLosses(num_groups=0)": "num_groups is 0; expected 1",
+    "LocalLosses(Shallow())": "estimator is Shallow(), which answers",
+    "DirectFeedbackAlignment(error_encoding='signs')": "unknown error_encoding 'signs'",
+    "made(MLP(activation='tanhh'))": "unknown activation 'tanhh'; did you mean 'tanh'",
+    "made(ConvNet(activation='x'))": "unknown activation 'x'",
+    "made(LocalMixer(kernel_init='he'))": "unknown kernel_init 'he'",
+    "made(LocalMixer(patches_per_side=0))": "patches_per_side is 0; expected at least 1",
+}
+TRY_ALL = """
+import sys
+import jax.numpy as jnp
+from dfa_jax import *
+def made(module):
+    return from_linen(module, "*", jnp.zeros((2, 8, 8, 1)))
+for line in sys.stdin.read().splitlines():
+    try:
+        eval(line)
+        print("accepted")
+    except InputError as error:
+        print(error)
+"""
+
+
+def test_choices_are_checked_in_python_too():
+    """Documented contract: the field, the value, and the nearest choice or all of them, where a
+    silent default would have run another experiment. (In a process of its own: the tests' type
+    checker would refuse the arguments before the classes can.)"""
+    done = subprocess.run(
+        [sys.executable, "-c", TRY_ALL],
+        input="\n".join(WRONG_CHOICES),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    said = done.stdout.splitlines()
+    assert len(said) == len(WRONG_CHOICES)
+    for (written, words), message in zip(WRONG_CHOICES.items(), said, strict=True):
+        assert words in message, written

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from typing import Literal, get_args
+from typing import Literal
 
 import jax
 import numpy as np
@@ -10,7 +10,7 @@ import numpy as np
 from dfa_jax.data.base import Dataset, ImageArrays
 from dfa_jax.data.digits import load_digits
 from dfa_jax.data.tfds import load_tfds
-from dfa_jax.errors import InputError, unknown
+from dfa_jax.errors import InputError, check_choices
 from dfa_jax.types import Batch
 
 Standardize = Literal["pixel_range", "scalar", "channel"]
@@ -60,8 +60,7 @@ class ImageData:
             )
         if not 0 <= self.label_noise <= 1:
             raise InputError(f"label_noise is {self.label_noise}; expected a fraction from 0 to 1")
-        if self.standardize not in get_args(Standardize):
-            raise InputError(unknown("standardize", self.standardize, get_args(Standardize)))
+        check_choices(self)
 
     def load(self) -> Dataset:
         """Reads, selects, resizes and standardises; statistics are of the training examples in use.

@@ -3,6 +3,7 @@
 import flax.linen as nn
 from jaxtyping import Array, Float
 
+from dfa_jax.errors import check_choices
 from dfa_jax.models.mlp import ACTIVATIONS, Activation
 
 
@@ -49,6 +50,7 @@ class ConvNet(nn.Module):
         self, images: Float[Array, "batch height width c_in"]
     ) -> Float[Array, "batch classes"]:
         """Returns the logits."""
+        check_choices(self)
         h = images
         for i, channels in enumerate(self.channels):
             name = f"layer_{i}"

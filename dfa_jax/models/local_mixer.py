@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from dfa_jax.errors import InputError
+from dfa_jax.errors import InputError, check_choices
 
 MixerInit = Literal["kaiming", "lecun", "constant"]
 
@@ -118,7 +118,7 @@ class LocalMixer(nn.Module):
             (`kaiming`) or 1 (`lecun`); or 0.1 (`constant`).
 
     Raises:
-        InputError: the groups do not divide the channels, or the patches the image.
+        InputError: the groups do not divide the channels, the patches the image; or a size below 1.
 
     Source: Ren et al. (2023), arXiv 2210.03310, and for the initial weights the code published with
     it. There the biases of two of the maps are added twice, here once.
@@ -138,6 +138,10 @@ class LocalMixer(nn.Module):
         self, images: Float[Array, "batch height width c"]
     ) -> Float[Array, "batch classes"]:
         """Returns the logits."""
+        check_choices(self)
+        for name in ("num_blocks", "patches_per_side", "channels", "num_groups"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}; expected at least 1")
         if self.channels % self.num_groups:
             raise InputError(
                 f"num_groups is {self.num_groups} and channels is {self.channels}; expected a"

@@ -6,6 +6,8 @@ import flax.linen as nn
 import jax
 from jaxtyping import Array, Float
 
+from dfa_jax.errors import check_choices
+
 Activation = Literal["tanh", "relu", "erf", "linear"]
 KernelInit = Literal["lecun_normal", "uniform_fan_in", "zeros"]
 
@@ -61,6 +63,7 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, inputs: Float[Array, "batch ..."]) -> Float[Array, "batch classes"]:
         """Flattens each example; returns the logits."""
+        check_choices(self)
         h = inputs.reshape(inputs.shape[0], -1)
         for i, width in enumerate(self.widths):
             layer = DenseLayer(

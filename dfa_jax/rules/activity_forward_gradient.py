@@ -54,6 +54,7 @@ class ActivityForwardGradient(ObjectiveRule):
     relu_mask: bool = False
 
     def __post_init__(self):
+        super().__post_init__()
         draw.check_draws(self.num_draws, self.clip)
 
     def estimate_of(self, objective, key, model, params, rule_state, batch) -> GradEstimate:

@@ -20,6 +20,7 @@ from dfa_jax.autodiff.objective import (
     chain_gradients,
     errors_elsewhere,
 )
+from dfa_jax.errors import check_choices
 from dfa_jax.models.base import Model
 from dfa_jax.types import Batch, LossFn, Params, PRNGKey, RuleState, SiteArrays
 
@@ -43,6 +44,10 @@ class GradEstimate(NamedTuple):
 @dataclasses.dataclass(frozen=True)
 class LearningRule(abc.ABC):
     """A learning rule: its hyper-parameters are its fields, so it is its own configuration."""
+
+    def __post_init__(self):
+        """Refuses a value that is none of its field's choices."""
+        check_choices(self)
 
     def init(
         self, key: PRNGKey, model: Model, params: Params, batch: Batch

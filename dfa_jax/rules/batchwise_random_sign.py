@@ -26,6 +26,7 @@ class BatchwiseRandomSign(ChainRule):
     feedback_scale: float = 1.0
 
     def __post_init__(self):
+        super().__post_init__()
         draw.check_positive(feedback_scale=self.feedback_scale)
 
     def feedback(self, key, model, params, rule_state) -> dict[str, Array]:

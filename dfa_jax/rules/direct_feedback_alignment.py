@@ -51,6 +51,7 @@ class DirectFeedbackAlignment(SiteRule):
     ternary_threshold: float = 0.1
 
     def __post_init__(self):
+        super().__post_init__()
         draw.check_positive(
             feedback_scale=self.feedback_scale, ternary_threshold=self.ternary_threshold
         )

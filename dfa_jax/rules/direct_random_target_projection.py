@@ -32,6 +32,7 @@ class DirectRandomTargetProjection(SiteRule):
     feedback_sharing: draw.Sharing = "per_site"
 
     def __post_init__(self):
+        super().__post_init__()
         draw.check_positive(feedback_scale=self.feedback_scale)
 
     def init(self, key, model, params, batch) -> tuple[Params, RuleState]:

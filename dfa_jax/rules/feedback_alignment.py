@@ -28,6 +28,7 @@ class FeedbackAlignment(ChainRule):
     feedback_scale: float = 1.0
 
     def __post_init__(self):
+        super().__post_init__()
         draw.check_positive(feedback_scale=self.feedback_scale)
 
     def init(self, key, model, params, batch) -> tuple[Params, RuleState]:

@@ -37,6 +37,7 @@ class KolenPollack(ChainRule):
     feedback_scale: float = 1.0
 
     def __post_init__(self):
+        super().__post_init__()
         draw.check_positive(feedback_scale=self.feedback_scale)
         if not (self.decay >= 0 and math.isfinite(self.decay)):
             raise InputError(f"decay is {self.decay}; expected a finite number >= 0")

@@ -65,6 +65,16 @@ class LocalLosses(LearningRule):
     head_init: KernelInit = "lecun_normal"
     aggregator: Aggregator = "fused"
 
+    def __post_init__(self):
+        super().__post_init__()
+        if not isinstance(self.estimator, ObjectiveRule):
+            raise InputError(
+                f"estimator is {self.estimator}, which answers for the outputs' loss alone;"
+                " expected an ObjectiveRule, as Backprop, FeedbackAlignment or a forward gradient"
+            )
+        if self.num_groups < 1:
+            raise InputError(f"num_groups is {self.num_groups}; expected 1 for no groups, or more")
+
     def init(self, key, model, params, batch) -> tuple[Params, RuleState]:
         """The parameters with a head for every block, and the estimator's state."""
         head_key, rule_key = jax.random.split(key)

@@ -55,6 +55,7 @@ class WeightForwardGradient(ObjectiveRule):
     exact_readout: bool = True
 
     def __post_init__(self):
+        super().__post_init__()
         draw.check_draws(self.num_draws, self.clip)
 
     def estimate_of(self, objective, key, model, params, rule_state, batch) -> GradEstimate:
