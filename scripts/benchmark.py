@@ -8,7 +8,6 @@ In each round every rule takes the same number of steps, in a random order; the 
 backpropagation is taken within the round, so a machine that slows down slows down both.
 """
 
-import json
 import pathlib
 import random
 import sys
@@ -18,6 +17,7 @@ import benchmark_forward_gradient  # beside this file
 import benchmark_theory
 import jax
 import numpy as np
+import side_by_side
 
 from dfa_jax.models import MLP, from_linen
 from dfa_jax.optim import Optimizer
@@ -54,15 +54,11 @@ def main(arguments: list[str]) -> None:
     )
     for name, found in ratios.items():
         print(
-            f"{name:<34} {found['milliseconds']:8.2f} ms a step   {found['ratio']:.3f} of backprop"
-            f"  [{found['first_quartile']:.3f}, {found['third_quartile']:.3f}]"
+            f"{name:<34} {found['milliseconds']:8.2f} ms a step   of backprop:"
+            f" {side_by_side.shown(found)}"
         )
-    if options.output:
-        settings = {k: v for k, v in vars(options).items() if k != "output"}
-        line = {"settings": settings, "environment": records.environment(), "rules": ratios}
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        with options.output.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+    settings = {k: v for k, v in vars(options).items() if k != "output"}
+    side_by_side.append(options.output, settings=settings, rules=ratios)
 
 
 def measure(options) -> dict[str, list[float]]:
@@ -101,16 +97,13 @@ def measure(options) -> dict[str, list[float]]:
 def summarise(seconds: dict[str, list[float]]) -> dict[str, dict[str, float]]:
     """Median time, and median and quartiles of the ratio to backpropagation, by rule."""
     base = np.array(seconds["backprop"])
-    found = {}
-    for name, times in seconds.items():
-        low, middle, high = np.quantile(np.array(times) / base, [0.25, 0.5, 0.75])
-        found[name] = {
+    return {
+        name: {
             "milliseconds": round(1e3 * float(np.median(times)), 3),
-            "ratio": round(float(middle), 4),
-            "first_quartile": round(float(low), 4),
-            "third_quartile": round(float(high), 4),
+            **side_by_side.quartiles(np.array(times) / base),
         }
-    return found
+        for name, times in seconds.items()
+    }
 
 
 if __name__ == "__main__":

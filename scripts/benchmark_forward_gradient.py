@@ -8,7 +8,6 @@ losses of one block are measured by themselves too, fused against naive.
 """
 
 import functools
-import json
 import pathlib
 import random
 import time
@@ -18,6 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import side_by_side
 
 from dfa_jax.autodiff.replicate import REPLICATED
 from dfa_jax.losses import softmax_cross_entropy
@@ -51,11 +51,7 @@ def main(arguments: list[str]) -> None:
         }
         for name, numbers in found[size].items():
             print(f"{size:<8} {name:<16} {line(numbers)}", flush=True)
-    if options.output:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        with options.output.open("a") as file:
-            row = {"environment": records.environment(), "forward_gradient": found}
-            file.write(json.dumps(row) + "\n")
+    side_by_side.append(options.output, forward_gradient=found)
 
 
 def line(numbers: dict[str, float]) -> str:
@@ -63,8 +59,7 @@ def line(numbers: dict[str, float]) -> str:
     text = f"{numbers['megabytes']:9.1f} MB {numbers['gigaflops']:8.1f} GFLOP"
     if "ratio" not in numbers:
         return text
-    spread = f"[{numbers['first_quartile']:.3f}, {numbers['third_quartile']:.3f}]"
-    return f"{text} {numbers['milliseconds']:9.1f} ms   ratio {numbers['ratio']:.3f} {spread}"
+    return f"{text} {numbers['milliseconds']:9.1f} ms   ratio {side_by_side.shown(numbers)}"
 
 
 def arms(groups: int) -> dict[str, LearningRule]:
@@ -149,13 +144,8 @@ def measure(
                 times[name].append(time.perf_counter() - start)
     for name, seconds in times.items():
         ratios = np.array(seconds) / np.array(times[base])
-        low, middle, high = np.quantile(ratios, [0.25, 0.5, 0.75])
-        found[name] |= {
-            "milliseconds": 1e3 * float(np.median(seconds)),
-            "ratio": float(middle),
-            "first_quartile": float(low),
-            "third_quartile": float(high),
-        }
+        milliseconds = 1e3 * float(np.median(seconds))
+        found[name] |= {"milliseconds": milliseconds, **side_by_side.quartiles(ratios)}
     return found
 
 

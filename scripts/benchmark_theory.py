@@ -8,7 +8,6 @@ many runs at once (NumPy: one run, a few steps). NumPy's versions are written as
 with arrays over units and inputs.
 """
 
-import json
 import pathlib
 import time
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import side_by_side
 from scipy import special
 
 from dfa_jax import theory
@@ -45,27 +45,19 @@ def main(arguments: list[str]) -> None:
     for name, numbers in found.items():
         print(
             f"{name:<30} {numbers['ours']:12.0f}   NumPy {numbers['numpy']:10.1f}   ratio"
-            f" {numbers['ratio']:.1f} [{numbers['first_quartile']:.1f},"
-            f" {numbers['third_quartile']:.1f}]"
+            f" {side_by_side.shown(numbers, 1)}"
         )
-    if options.output:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        with options.output.open("a") as file:
-            line = {"environment": records.environment(), "theory": found}
-            file.write(json.dumps(line) + "\n")
+    side_by_side.append(options.output, theory=found)
 
 
 def compare(rounds: int, ours: Callable[[], int], plain: Callable[[], int]) -> dict[str, float]:
     """Units of work a second of both, in turns; each callable returns how many it did."""
     ours()  # compiles
     speeds = np.array([[speed(ours), speed(plain)] for _ in range(rounds)])
-    low, middle, high = np.quantile(speeds[:, 0] / speeds[:, 1], [0.25, 0.5, 0.75])
     return {
         "ours": float(np.median(speeds[:, 0])),
         "numpy": float(np.median(speeds[:, 1])),
-        "ratio": float(middle),
-        "first_quartile": float(low),
-        "third_quartile": float(high),
+        **side_by_side.quartiles(speeds[:, 0] / speeds[:, 1]),
     }
 
 
