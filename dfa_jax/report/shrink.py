@@ -15,9 +15,9 @@ _SMALL_MIXER = {"patches_per_side": 2, "channels": 16, "num_groups": 2}
 
 
 def shrink(recipe: Recipe) -> Recipe:
-    """The recipe with one seed, small networks, and two epochs of few digits."""
+    """The recipe with one seed, small networks, two epochs of few digits, untuned."""
     variants = {label: shrink_config(config) for label, config in recipe.variants.items()}
-    return dataclasses.replace(recipe, variants=variants, seeds=recipe.seeds[:1])
+    return dataclasses.replace(recipe, variants=variants, seeds=recipe.seeds[:1], tuning=None)
 
 
 def shrink_config(config: TrainConfig) -> TrainConfig:

@@ -31,6 +31,18 @@ RULE_STYLES = {
     "uniform_sign": RuleStyle("#56b4e9", "#8fd0f7", "X"),
     "fixed_random_sign": RuleStyle("#e69f00", "#ffbf3f", "<"),
     "batchwise_random_sign": RuleStyle("#a6761d", "#d0a04a", ">"),
+    # The algorithms of Ren et al. (2023), by their names there.
+    "BP": RuleStyle("#1a1a1a", "#f2f2f2", "o"),
+    "L-BP": RuleStyle("#6b6b6b", "#b5b5b5", "o"),
+    "LG-BP": RuleStyle("#a0a0a0", "#8a8a8a", "o"),
+    "FA": RuleStyle("#d55e00", "#ff8a3d", "^"),
+    "L-FA": RuleStyle("#e69f00", "#ffbf3f", "^"),
+    "LG-FA": RuleStyle("#a6761d", "#d0a04a", "^"),
+    "DFA": RuleStyle("#0072b2", "#4db2ee", "s"),
+    "FG-W": RuleStyle("#cc79a7", "#e79cc5", "v"),
+    "FG-A": RuleStyle("#009e73", "#2fd0a3", "D"),
+    "LG-FG-W": RuleStyle("#882255", "#d9679b", "v"),
+    "LG-FG-A": RuleStyle("#117733", "#5fc77f", "D"),
 }
 SPARE = (
     RuleStyle("#332288", "#9d8df1", "p"),

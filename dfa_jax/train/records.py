@@ -49,12 +49,13 @@ class RunRecord:
         variant: the recipe's name for this configuration, e.g. "tanh/direct_feedback_alignment".
         rule: the learning rule's registered name.
         seed: of parameters, feedback and order of examples.
-        num_params: trained scalars.
-        num_steps: optimiser steps.
+        num_params: trained scalars; 0 in a trial that diverged.
+        num_steps: optimiser steps; likewise.
         wall_seconds: duration of the run on the machine that made it, compilation included.
         config: the full configuration, as `train.config.to_dict` writes it.
         environment: commit, library versions, device.
-        curve: evaluations in order of step; the last one is the final result.
+        curve: evaluations in order of step; the last one is the final result. Empty in a trial of a
+            learning rate whose loss did not stay finite.
     """
 
     recipe: str
