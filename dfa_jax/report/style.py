@@ -43,6 +43,20 @@ RULE_STYLES = {
     "FG-A": RuleStyle("#009e73", "#2fd0a3", "D"),
     "LG-FG-W": RuleStyle("#882255", "#d9679b", "v"),
     "LG-FG-A": RuleStyle("#117733", "#5fc77f", "D"),
+    # Where local losses sit, and into how many groups channels fall: from few losses to many.
+    "one loss": RuleStyle("#8a8a8a", "#9a9a9a", "o"),
+    "block": RuleStyle("#56b4e9", "#8fd0f7", "s"),
+    "patch": RuleStyle("#e69f00", "#ffbf3f", "^"),
+    "group": RuleStyle("#cc79a7", "#e79cc5", "v"),
+    "block, patch": RuleStyle("#0072b2", "#4db2ee", "D"),
+    "block, group": RuleStyle("#332288", "#9d8df1", "P"),
+    "patch, group": RuleStyle("#882255", "#d9679b", "X"),
+    "block, patch, group": RuleStyle("#117733", "#5fc77f", "*"),
+    "1 group": RuleStyle("#8a8a8a", "#9a9a9a", "o"),
+    "4 groups": RuleStyle("#56b4e9", "#8fd0f7", "s"),
+    "16 groups": RuleStyle("#0072b2", "#4db2ee", "^"),
+    "64 groups": RuleStyle("#332288", "#9d8df1", "v"),
+    "128 groups": RuleStyle("#882255", "#d9679b", "D"),
 }
 SPARE = (
     RuleStyle("#332288", "#9d8df1", "p"),

@@ -62,7 +62,7 @@ class Program:
     @property
     def parts(self) -> dict[str, Any]:
         """The keyword arguments of `train_step`."""
-        tx = self.optimizer.build(self.num_steps)
+        tx = self.optimizer.build(self.num_steps, self.model.readout)
         return {"model": self.model, "rule": self.rule, "loss_fn": LOSSES[self.loss], "tx": tx}
 
     @property
