@@ -79,9 +79,7 @@ class Optimizer:
         rise = optax.linear_schedule(0.0, self.learning_rate, max(warmup, 1))
         return optax.join_schedules([rise, after], [warmup])
 
-    def build(
-        self, num_steps: int, readout: Collection[Path] = ()
-    ) -> optax.GradientTransformation:
+    def build(self, num_steps: int, readout: Collection[Path] = ()) -> optax.GradientTransformation:
         """The Optax transformation for a run of `num_steps` steps.
 
         Args:

@@ -11,12 +11,20 @@ from dfa_jax.rules import LocalLosses
 from dfa_jax.train.config import TrainConfig
 
 WIDTH, CHANNELS = 8, 2
-_SMALL_MIXER = {"patches_per_side": 2, "channels": 16, "num_groups": 2}
+RATE = 0.01
+_SMALL_MIXER = {"num_blocks": 2, "patches_per_side": 2, "channels": 16, "num_groups": 2}
 
 
 def shrink(recipe: Recipe) -> Recipe:
-    """The recipe with one seed, small networks, two epochs of few digits, untuned."""
+    """The recipe with one seed, small networks, and two epochs of few digits.
+
+    In place of a tuned learning rate, every variant has the same one.
+    """
     variants = {label: shrink_config(config) for label, config in recipe.variants.items()}
+    if recipe.tuning:
+        for label, config in variants.items():
+            optimizer = dataclasses.replace(config.optimizer, learning_rate=RATE)
+            variants[label] = dataclasses.replace(config, optimizer=optimizer)
     return dataclasses.replace(recipe, variants=variants, seeds=recipe.seeds[:1], tuning=None)
 
 
@@ -26,7 +34,7 @@ def shrink_config(config: TrainConfig) -> TrainConfig:
     small: dict[str, Any] = {"num_outputs": 10} if images else {}
     rule = config.rule
     if isinstance(config.model, LocalMixer):
-        small |= _SMALL_MIXER | {"num_blocks": min(config.model.num_blocks, 2)}
+        small |= _SMALL_MIXER
         if isinstance(rule, LocalLosses) and rule.num_groups > 1:
             rule = dataclasses.replace(rule, num_groups=_SMALL_MIXER["num_groups"])
     for field, size in (("widths", WIDTH), ("channels", CHANNELS)):
