@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Literal
 
-from dfa_jax.errors import InputError, unknown
+from dfa_jax.errors import InputError, select, unknown
 from dfa_jax.train.config import TrainConfig
 
 BASELINE = "backprop"
@@ -127,6 +127,20 @@ class Recipe:
         """The variants that numbers and orders are about."""
         ordered = [variant for order in self.orders for variant in (order.better, order.worse)]
         return [*(number.variant for number in self.expected), *ordered]
+
+    def only(self, pattern: str) -> "Recipe":
+        """The recipe with those variants alone whose labels match a glob pattern.
+
+        Raises:
+            InputError: there are none.
+        """
+        kept = select("variant", pattern, self.variants)
+        return dataclasses.replace(
+            self,
+            variants={label: self.variants[label] for label in kept},
+            expected=tuple(number for number in self.expected if number.variant in kept),
+            orders=tuple(o for o in self.orders if {o.better, o.worse} <= set(kept)),
+        )
 
     def with_seeds(self, count: int) -> "Recipe":
         """The recipe with seeds 0, 1, ..., count - 1."""

@@ -31,6 +31,7 @@ HEADINGS = (
     "test error, %",
     "minus backprop",
     "train error, %",
+    "probe error, %",
     "published, %",
     "verdict",
     "s / run",
@@ -45,6 +46,10 @@ ON_ORDERS = "An order is *reproduced* if the paired difference is below zero at 
 ON_TUNING = (
     "*Rate*: the learning rate with the lowest error on validation examples cut from the training"
     " set, the test set unseen; every trial is in tuning.jsonl beside the records."
+)
+ON_PROBES = (
+    "These runs learn without labels: *test error* and *train error* are of a linear readout that is"
+    " learned beside the run, *probe error* of one fitted to the features in the end."
 )
 ON_VERDICTS = "A published number is *reproduced* if its interval and ours overlap."
 
@@ -62,6 +67,7 @@ class Row:
         difference: of the test error from backpropagation's in the same group; None for that one.
         published: numbers to compare with.
         rate: the learning rate, where it was tuned.
+        probe: test error, %, of a linear classifier fitted to the last features, where one was.
         seconds: wall time of a run, the median, since a first run compiles.
     """
 
@@ -74,6 +80,7 @@ class Row:
     published: tuple[Expected, ...]
     seconds: float
     rate: float | None = None
+    probe: Summary | None = None
 
     @property
     def label(self) -> str:
@@ -120,8 +127,15 @@ def _row(recipe: Recipe, variant: str, by_variant: dict[str, list[RunRecord]]) -
         difference=None if runs is baseline else _difference(runs, baseline),
         published=tuple(number for number in recipe.expected if number.variant == variant),
         seconds=statistics.median(run.wall_seconds for run in runs),
+        probe=_probe(runs),
         rate=runs[0].config["optimizer"]["learning_rate"] if recipe.tuning else None,
     )
+
+
+def _probe(runs: Sequence[RunRecord]) -> Summary | None:
+    found = [series.probe_error(run.final) for run in runs]
+    known = [error for error in found if error is not None]
+    return summarise(known) if known else None
 
 
 def _difference(runs: Sequence[RunRecord], baseline: Sequence[RunRecord]) -> Difference | None:
@@ -170,6 +184,7 @@ def cells(row: Row) -> tuple[str, ...]:
         text.summary(row.test),
         text.difference(row.difference),
         text.summary(row.train),
+        text.NOTHING if row.probe is None else text.summary(row.probe),
         "; ".join(text.published(number) for number in row.published) or text.NOTHING,
         "; ".join(verdicts) or text.NOTHING,
         f"{row.seconds:.1f}",
