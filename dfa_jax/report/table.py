@@ -48,8 +48,8 @@ ON_TUNING = (
     " set, the test set unseen; every trial is in tuning.jsonl beside the records."
 )
 ON_PROBES = (
-    "These runs learn without labels: *test error* and *train error* are of a linear readout that is"
-    " learned beside the run, *probe error* of one fitted to the features in the end."
+    "These runs learn without labels: *test error* and *train error* are of a linear readout that"
+    " is learned beside the run, *probe error* of one fitted to the features in the end."
 )
 ON_VERDICTS = "A published number is *reproduced* if its interval and ours overlap."
 
