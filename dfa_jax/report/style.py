@@ -52,6 +52,13 @@ RULE_STYLES = {
     "block, group": RuleStyle("#332288", "#9d8df1", "P"),
     "patch, group": RuleStyle("#882255", "#d9679b", "X"),
     "block, patch, group": RuleStyle("#117733", "#5fc77f", "*"),
+    # Contrastive losses whose comparison is stopped or not, and whose noise is shared or not.
+    "LG-BP, stopped": RuleStyle("#1a1a1a", "#f2f2f2", "o"),
+    "LG-BP, not stopped": RuleStyle("#8a8a8a", "#9a9a9a", "o"),
+    "shared noise, stopped": RuleStyle("#117733", "#5fc77f", "D"),
+    "shared noise, not stopped": RuleStyle("#d55e00", "#ff8a3d", "D"),
+    "own noise, stopped": RuleStyle("#0072b2", "#4db2ee", "^"),
+    "own noise, not stopped": RuleStyle("#cc79a7", "#e79cc5", "^"),
     "1 group": RuleStyle("#8a8a8a", "#9a9a9a", "o"),
     "4 groups": RuleStyle("#56b4e9", "#8fd0f7", "s"),
     "16 groups": RuleStyle("#0072b2", "#4db2ee", "^"),

@@ -3,7 +3,7 @@
 import functools
 
 from dfa_jax.autodiff.forward import Noise
-from dfa_jax.rules.activity_forward_gradient import ActivityForwardGradient
+from dfa_jax.rules.activity_forward_gradient import ActivityForwardGradient, Sharing
 from dfa_jax.rules.backprop import Backprop
 from dfa_jax.rules.base import LearningRule
 from dfa_jax.rules.direct_feedback_alignment import DirectFeedbackAlignment
@@ -12,7 +12,9 @@ from dfa_jax.rules.local_losses import LocalLosses
 from dfa_jax.rules.weight_forward_gradient import WeightForwardGradient
 
 
-def local_algorithms(num_groups: int, *, noise: Noise = "gaussian") -> dict[str, LearningRule]:
+def local_algorithms(
+    num_groups: int, *, noise: Noise = "gaussian", sharing: Sharing = "none"
+) -> dict[str, LearningRule]:
     """BP, FA, DFA and forward gradients (FG), with local losses (L-), and cut blocks (LG-).
 
     FG-W perturbs weights, FG-A activities, where a ReLU follows every site. The forward gradients
@@ -23,6 +25,7 @@ def local_algorithms(num_groups: int, *, noise: Noise = "gaussian") -> dict[str,
     Args:
         num_groups: equal groups of channels with a loss each.
         noise: distribution of perturbations.
+        sharing: which examples share perturbations of activities.
 
     Source: arXiv 2210.03310, table 3.
 
@@ -30,7 +33,7 @@ def local_algorithms(num_groups: int, *, noise: Noise = "gaussian") -> dict[str,
     ['LG-FG-W', 'LG-FG-A']
     """
     weights = WeightForwardGradient(noise=noise)
-    activities = ActivityForwardGradient(noise=noise, relu_mask=True)
+    activities = ActivityForwardGradient(noise=noise, sharing=sharing, relu_mask=True)
     everywhere = functools.partial(LocalLosses, patchwise=True, num_groups=num_groups)
     return {
         "BP": Backprop(),
