@@ -94,7 +94,7 @@ class TrainConfig:
 
     def _check_views(self) -> None:
         """Refuses views of what are no images, or of too few."""
-        if not isinstance(self.data, ImageData):
+        if isinstance(self.data, GaussianTargets):
             for name in ("augment", "second_view"):
                 if getattr(self, name) != NONE:
                     raise InputError(

@@ -79,6 +79,11 @@ def _checked_views(config: TrainConfig, dataset: Dataset) -> Views | None:
     """What to do with every batch, if anything, after trying it on one without numbers."""
     if config.augment == NONE and not config.is_contrastive:
         return None
+    if dataset.train.inputs.ndim != 4:
+        raise InputError(
+            f"augmentation and contrastive losses want images [height, width, channels], and data"
+            f" set '{dataset.name}' has inputs {dataset.train.inputs.shape[1:]}"
+        )
     second = config.second_view if config.is_contrastive else None
     views = Views.of(dataset, config.augment, second)
     example = jax.tree.map(lambda a: a[: config.batch_size], dataset.train)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -81,7 +82,7 @@ class Readout:
         return seen @ readout["kernel"] + readout["bias"][None]
 
 
-def place_readout(module: nn.Module, place: str, inputs: Array | jax.ShapeDtypeStruct) -> Model:
+def place_readout(module: nn.Module, place: str, inputs: Any) -> Model:
     """The module with the place as its only site.
 
     Raises:
