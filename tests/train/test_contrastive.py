@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.flatten_util import ravel_pytree
 
 from dfa_jax.data import GaussianTargets, ImageData
 from dfa_jax.data.augment import Augmentation, two_views
@@ -128,9 +129,11 @@ def run(on=None, num_steps=4, **changes):
 
 def test_mesh_does_not_matter():
     """Exact equivalence with one device, up to the order of float32 sums: views, noise, negatives
-    and readout of a batch that is split eight ways."""
+    and readout of a batch that is split eight ways. Parameters are one vector here, for a bias in
+    front of a normalisation has no gradient but rounding."""
     one, eight = run(), run(small.mesh(8))
-    helpers.assert_close(eight[0].params, one[0].params, 1e-5)
+    vectors = [ravel_pytree(state.params)[0] for state, _ in (eight, one)]
+    helpers.assert_close(*vectors, 1e-5)
     helpers.assert_close(eight[0].readout, one[0].readout, 1e-4)
     np.testing.assert_allclose(eight[1]["loss"], one[1]["loss"], rtol=1e-5)
 
@@ -168,8 +171,8 @@ def test_a_plain_step_is_the_program_that_it_was():
             key, of.model, parts["loss_fn"], state.params, state.rule_state, batch
         )
         updates, opt_state = parts["tx"].update(found.grads, state.opt_state, state.params)
-        right = (found.outputs.argmax(-1) == batch.targets).mean()
         params = optax.apply_updates(state.params, updates)
+        right = (found.outputs.argmax(-1) == batch.targets).mean()
         state = state._replace(
             step=state.step + 1, params=params, rule_state=found.rule_state, opt_state=opt_state
         )
@@ -227,16 +230,16 @@ def test_a_stopped_run_goes_on_bit_for_bit(straight, tmp_path, monkeypatch):
     """Exact equivalence with the run left alone: views follow the step, the readout is in the
     checkpoint."""
 
-    class Stop(Exception):
+    class StopError(Exception):
         pass
 
     def save_and_stop(self, state, save=checkpoint.Checkpoints.save):
         save(self, state)
-        raise Stop
+        raise StopError
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint.Checkpoints, "save", save_and_stop)
-        with pytest.raises(Stop):
+        with pytest.raises(StopError):
             fit(CONFIG, run_dir=tmp_path / "run", progress=False)
     resumed = fit(CONFIG, run_dir=tmp_path / "run", resume=True, progress=False)
     assert len((tmp_path / "run" / "curve.jsonl").read_text().splitlines()) == 3
@@ -252,9 +255,9 @@ def test_a_supervised_checkpoint_has_no_readout(tmp_path):
     with checkpoint.Checkpoints(tmp_path / "checkpoints") as checkpoints:
         checkpoints.save(state)
     (metadata,) = (tmp_path / "checkpoints").glob("*/state/_METADATA")
-    keys = {json.loads(json.dumps(k)) for k in json.loads(metadata.read_text())["tree_metadata"]}
-    assert any("opt_state" in key for key in keys)
-    assert not any("readout'," in key.split("params")[0] for key in keys)
+    stored = json.loads(metadata.read_text())["tree_metadata"].values()
+    parts = {leaf["key_metadata"][0]["key"] for leaf in stored}
+    assert parts == {"step", "params", "rule_state", "opt_state", "key"}
 
 
 def test_augmentation_of_a_supervised_run():

@@ -19,7 +19,7 @@ def clusters(seed, num, distance):
     random = np.random.default_rng(seed)
     labels = random.integers(3, size=num)
     x = random.normal(size=(num, 8)) + distance * np.eye(8)[labels] + 1
-    return Batch(jnp.asarray(x * np.geomspace(0.1, 5, 8), jnp.float32), labels)
+    return Batch(jnp.asarray(x * np.geomspace(0.1, 5, 8), jnp.float32), jnp.asarray(labels))
 
 
 def trained():
@@ -51,10 +51,10 @@ def test_probe_finds_the_minimum(l2):
     model, params = trained()
     train, test = clusters(1, 300, 1.5), clusters(2, 200, 1.5)
     found = linear_probe(model, params, train, test, l2=l2)
-    dense = helpers.to_float64(params)["layer_0"]["Dense_0"]
+    dense = jax.tree.map(np.array, params)["layer_0"]["Dense_0"]
     h = [np.tanh(np.asarray(b.inputs) @ dense["kernel"] + dense["bias"]) for b in (train, test)]
     z = [(x - h[0].mean(0)) / h[0].std(0) for x in h]
-    W, b = best_classifier(z[0], train.targets, l2)
+    W, b = best_classifier(z[0], np.asarray(train.targets), l2)
     for accuracy, x, batch in zip(found[:2], z, (train, test), strict=True):
         expected = ((x @ W + b).argmax(-1) == batch.targets).mean()
         assert accuracy == pytest.approx(expected, abs=1.5 / len(batch.targets))
@@ -112,9 +112,9 @@ def test_readout_steps_down_the_gradient(x64):
     weights, seen = readout.step(weights, params, batch)
     np.testing.assert_allclose(seen["loss"], np.log(3), rtol=1e-12)
     np.testing.assert_allclose(seen["accuracy"], (batch.targets == 0).mean(), rtol=1e-12)
-    dense = params["layer_0"]["Dense_0"]
+    dense = jax.tree.map(np.array, params)["layer_0"]["Dense_0"]
     h = np.tanh(np.asarray(batch.inputs, float) @ dense["kernel"] + dense["bias"])
-    error = (1 / 3 - np.eye(3)[batch.targets]) / 30
+    error = (1 / 3 - np.eye(3)[np.asarray(batch.targets)]) / 30
     helpers.assert_close(weights["kernel"], -0.3 * h.T @ error, 1e-6)  # inputs are float32
     helpers.assert_close(weights["bias"], -0.3 * error.sum(0), 1e-12)
 
