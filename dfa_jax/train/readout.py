@@ -22,15 +22,19 @@ READOUT_PLACE = "readout:input"
 
 @dataclasses.dataclass(frozen=True)
 class OnlineReadout:
-    """A linear classifier on the features of a contrastive run.
+    r"""A linear classifier on the features of a contrastive run.
+
+        W <- W - eta / (1 + mean_n |h_n|^2) h^T (p - onehot) / N,    p = softmax(h W + b)
+
+    a step a batch, so that one rate serves features of every width.
 
     Attributes:
-        learning_rate: of its gradient descent, a step a batch.
+        learning_rate: `eta`.
         place: whose activity the features are, named as a credit site: `NAME` for the output of a
             submodule, `NAME:input` for its input.
     """
 
-    learning_rate: float = 0.1
+    learning_rate: float = 1.0
     place: str = READOUT_PLACE
 
     def __post_init__(self):
@@ -47,7 +51,7 @@ class Readout:
     Attributes:
         at: the module with the place as its only site.
         num_classes: outputs.
-        learning_rate: of its gradient descent.
+        learning_rate: as in `OnlineReadout`.
     """
 
     at: Model
@@ -75,7 +79,8 @@ class Readout:
             return softmax_cross_entropy(logits, batch.targets).mean(), logits
 
         (loss, logits), grads = jax.value_and_grad(objective, has_aux=True)(readout)
-        moved = jax.tree.map(lambda w, g: w - self.learning_rate * g, readout, grads)
+        rate = self.learning_rate / (1 + jnp.square(seen).sum(-1).mean())
+        moved = jax.tree.map(lambda w, g: w - rate * g, readout, grads)
         return moved, {"loss": loss, "accuracy": metrics.correct(logits, batch.targets).mean()}
 
     def _classify(self, readout: Params, seen: Array) -> Array:

@@ -142,7 +142,7 @@ def test_readout_leaves_the_network_alone():
     """Exact equality, in bits: the same steps with another learning rate of the readout, and without
     a readout."""
     expected = run()[0]
-    other = run(readout=OnlineReadout(learning_rate=1.0))[0]
+    other = run(readout=OnlineReadout(learning_rate=0.5))[0]
     helpers.assert_identical(other.params, expected.params)
     assert not np.array_equal(other.readout["kernel"], expected.readout["kernel"])
     of, batch = program(), stored()
@@ -192,12 +192,13 @@ def straight():
 
 
 def test_a_contrastive_run_learns_features(straight):
-    """Threshold: chance is 0.1; the probe of seeds 0 to 3 gave what is noted below, the loss of a
-    network that tells no image from another is log(63) = 4.14."""
+    """Threshold: chance is 0.1, and the probe of seeds 0 to 3 gave 0.44 to 0.56 on the test set,
+    0.78 to 0.87 on the training set; the loss of a network that tells no image from another is
+    log(63) = 4.14, theirs ended at 3.78 to 4.10."""
     curve = straight.record.curve
     assert curve[-1].train_loss < min(curve[0].train_loss, np.log(63))
     assert curve[-1].metrics["probe_test_accuracy"] > 0.35
-    assert curve[-1].metrics["probe_train_accuracy"] > 0.35
+    assert curve[-1].metrics["probe_train_accuracy"] > 0.6
     assert "probe_test_accuracy" not in curve[0].metrics
     assert curve[-1].test_loss < np.log(10)  # the readout's: it starts there
     assert straight.state.params["readout"]["kernel"].shape == (16, 8)
@@ -341,15 +342,6 @@ def test_an_ensemble_does_not_compare_views():
         InputError, match="loss is 'nt_xent', and an ensemble is measured on single"
     ):
         fit_ensemble(dataclasses.replace(CONFIG, feedback_seed=0), [0, 1])
-
-
-def test_a_diverging_readout_names_its_own_learning_rate():
-    """Documented contract: the remedy for a test loss that is no number is not the optimiser's."""
-    config = dataclasses.replace(
-        CONFIG, num_epochs=1, readout=OnlineReadout(learning_rate=1e38), alignment_examples=0
-    )
-    with pytest.raises(InputError, match="lower --readout.learning-rate"):
-        fit(config, progress=False)
 
 
 def test_model_of_the_run_has_its_sites():
