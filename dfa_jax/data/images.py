@@ -84,6 +84,8 @@ class ImageData:
             train=Batch(images, _corrupted(train.targets, self.label_noise, source.num_classes)),
             test=Batch(test_images, test.targets),
             num_classes=source.num_classes,
+            shift=shift / source.pixel_max,
+            scale=scale / source.pixel_max,
         )
 
     def _select(self, source: ImageArrays) -> tuple[Batch, Batch]:

@@ -5,6 +5,7 @@ import math
 from typing import Any
 
 from dfa_jax.data import ImageData
+from dfa_jax.data.augment import Augmentation
 from dfa_jax.models import LocalMixer
 from dfa_jax.report.recipe import Recipe
 from dfa_jax.rules import LocalLosses
@@ -48,9 +49,16 @@ def shrink_config(config: TrainConfig) -> TrainConfig:
         else dataclasses.replace(config.data, num_train=64),
         model=config.model.clone(**small),
         rule=rule,
+        augment=_colourless(config.augment),
+        second_view=_colourless(config.second_view),
         batch_size=32,
         num_epochs=2,
         eval_every=1,
         log_evaluations=min(config.log_evaluations, 3),
         alignment_examples=min(config.alignment_examples, 16),
     )
+
+
+def _colourless(augment: Augmentation) -> Augmentation:
+    """What can be done to digits, which have one channel."""
+    return dataclasses.replace(augment, color_jitter=0.0, grayscale=0.0)

@@ -24,10 +24,12 @@ class Evaluation:
         train_loss: mean loss of the training batches since the last evaluation, nats per example.
         train_accuracy: fraction of them classified correctly.
         test_loss: mean loss on the test set.
-        test_accuracy: fraction of the test set classified correctly.
+        test_accuracy: fraction of the test set classified correctly. In a contrastive run both
+            accuracies and the test loss (cross-entropy) are the online readout's.
         metrics: everything else by name: `gradient_alignment/<site>`,
             `gradient_alignment_spread/<site>`, `weight_alignment/<map>`, `activity_norm/<site>`,
-            `error_norm/<site>`, `weight_norm/<path>`. A number that could not be measured is
+            `error_norm/<site>`, `weight_norm/<path>`; at the end of a contrastive run
+            `probe_train_accuracy` and `probe_test_accuracy`. A number that could not be measured is
             absent.
     """
 
