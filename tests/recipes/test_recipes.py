@@ -15,6 +15,7 @@ from dfa_jax.rules import RULES
 from dfa_jax.train import loop
 from dfa_jax.train import records as files
 from dfa_jax.train.config import rule_name, to_dict
+from dfa_jax.train.program import make_program
 
 NAMES = catalogue.names()
 STUDIES = [name for name in NAMES if isinstance(catalogue.load(name), Study)]
@@ -86,7 +87,7 @@ def train_once(trained, monkeypatch):
 def trace(config):
     """Two steps of the run in the abstract."""
     dataset = config.data.load()
-    program = loop.make_program(config, dataset, num_steps=2)
+    program = make_program(config, dataset, num_steps=2)
     data = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), dataset.train)
     key = jax.eval_shape(lambda: jax.random.key(0))
     order = jax.ShapeDtypeStruct((2, config.batch_size), jnp.int32)
