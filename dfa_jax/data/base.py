@@ -8,23 +8,25 @@ import jax
 import numpy as np
 from jaxtyping import Array, Int32
 
+from dfa_jax.data.stream import Stream
 from dfa_jax.errors import InputError
 from dfa_jax.types import Batch
 
 
 class Dataset(NamedTuple):
-    """A data set in memory, ready to train on.
+    """A data set, ready to train on.
 
     Attributes:
         name: as the configuration spells it.
-        train: inputs `[n, height, width, channels]` float32 and targets `[n]` int32, NumPy arrays.
+        train: inputs `[n, height, width, channels]` float32 and targets `[n]` int32, NumPy arrays;
+            or a stream of them, whose `inputs` and `targets` are only shapes and types.
         test: the same for the examples that measure; a validation set where one was asked for.
         num_classes: targets are in `[0, num_classes)`.
     """
 
     name: str
-    train: Batch
-    test: Batch
+    train: Batch | Stream
+    test: Batch | Stream
     num_classes: int
 
 

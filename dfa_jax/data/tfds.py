@@ -1,10 +1,8 @@
 """Image-classification sets in TensorFlow Datasets' prepared form, read without TensorFlow."""
 
-import contextlib
 import hashlib
 import os
 import pathlib
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -12,6 +10,7 @@ import numpy as np
 from dfa_jax.data.base import ImageArrays
 from dfa_jax.data.cache import cached_arrays
 from dfa_jax.data.locate import data_directory, find_prepared
+from dfa_jax.data.stored import StoredSplit, readable
 from dfa_jax.errors import InputError
 from dfa_jax.types import Batch
 
@@ -32,7 +31,7 @@ def load_tfds(name: str, data_dir: str | os.PathLike[str] | None = None) -> Imag
         InputError: the set is unknown, not prepared, damaged, or not of 8-bit images of one shape.
     """
     folder = find_prepared(name, data_directory(data_dir))
-    with _readable(name, folder):
+    with readable(name, folder):
         import tensorflow_datasets as tfds  # slow to import
 
         builder = tfds.builder_from_directory(folder)
@@ -48,6 +47,33 @@ def load_tfds(name: str, data_dir: str | os.PathLike[str] | None = None) -> Imag
             f" {test.inputs.shape[1:]}; expected one shape"
         )
     return ImageArrays(name, train, test, num_classes, pixel_max=255)
+
+
+def open_tfds(
+    name: str, data_dir: str | os.PathLike[str] | None = None
+) -> tuple[StoredSplit, StoredSplit]:
+    """As `load_tfds`, but only opens the two splits, and images may have several shapes.
+
+    Raises:
+        InputError: the set is unknown, not prepared, damaged, empty, or not of 8-bit images.
+    """
+    folder = find_prepared(name, data_directory(data_dir))
+    with readable(name, folder):
+        import tensorflow_datasets as tfds  # slow to import
+
+        builder = tfds.builder_from_directory(folder)
+        features: Any = builder.info.features
+        num_classes = _check_features(name, features)
+        # TFDS would take a palette's indices for grey, and CMYK for RGBA; Pillow knows better.
+        encoded = {"image": tfds.decode.SkipDecoding()}
+        train, test = (
+            StoredSplit(name, split, folder, source, features["image"].shape, num_classes)
+            for split, source in _open_splits(name, builder, encoded).items()
+        )
+    for split in (train, test):
+        if not len(split):
+            raise InputError(f"data set {split.where} is empty; prepare the set again")
+    return train, test
 
 
 def _check_features(name: str, features: Any) -> int:
@@ -67,7 +93,7 @@ def _check_features(name: str, features: Any) -> int:
     return label.num_classes
 
 
-def _open_splits(name: str, builder: Any) -> dict[str, Any]:
+def _open_splits(name: str, builder: Any, decoders: Any = None) -> dict[str, Any]:
     """The training split, then the one to test on."""
     splits = builder.info.splits
     test_split = "test" if "test" in splits else "validation"
@@ -76,7 +102,9 @@ def _open_splits(name: str, builder: Any) -> dict[str, Any]:
             f"data set '{name}' has splits {', '.join(splits)}; expected 'train' and one of 'test'"
             " and 'validation'"
         )
-    return {split: builder.as_data_source(split) for split in ("train", test_split)}
+    return {
+        split: builder.as_data_source(split, decoders=decoders) for split in ("train", test_split)
+    }
 
 
 def _fingerprint(folder: pathlib.Path) -> str:
@@ -114,24 +142,3 @@ def _decode(where: str, source: Any) -> dict[str, np.ndarray]:
                 )
             images[i], labels[i] = example["image"], example["label"]
     return {"images": images, "labels": labels}
-
-
-@contextlib.contextmanager
-def _readable(name: str, folder: pathlib.Path) -> Iterator[None]:
-    """Turns what TFDS raises over a damaged set into one line."""
-    remedy = f"`python -m dfa_jax.data.prepare {name} --data-dir OTHER_FOLDER`"
-    try:
-        yield
-    except InputError:
-        raise
-    except NotImplementedError as error:
-        raise InputError(
-            f"data set '{name}' in {folder} is not stored as array_record, and other formats need"
-            f" TensorFlow to read; prepare it anew with {remedy}"
-        ) from error
-    except Exception as error:  # TFDS, array_record, protobuf and Pillow share no base class
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(
-            f"data set '{name}' in {folder} cannot be read ({reason}); prepare it anew with"
-            f" {remedy}"
-        ) from error

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from dfa_jax import metrics, tree
-from dfa_jax.data import EpochShuffle
+from dfa_jax.data import EpochShuffle, Stream
 from dfa_jax.errors import DivergedError, InputError
 from dfa_jax.losses import LOSSES
 from dfa_jax.train import loop
@@ -52,7 +52,7 @@ def fit_ensemble(
         seeds, and `seed_similarity/<map>` by linear map. The first point is step 0.
 
     Raises:
-        InputError: no seeds, no `feedback_seed`, or a loss that is no longer finite.
+        InputError: no seeds, no `feedback_seed`, streamed data, or a loss that is no longer finite.
     """
     if not seeds or config.feedback_seed is None:
         raise InputError(
@@ -88,6 +88,11 @@ def _prepare(
 ) -> tuple[Program, Batch, list[EpochShuffle]]:
     """What the compiled functions depend on, the data on the device, its order for each seed."""
     dataset = config.data.load()
+    if isinstance(dataset.train, Stream):
+        raise InputError(
+            f"data set '{dataset.name}' is streamed, and an ensemble trains on data in memory; set"
+            " stream to false, or train seed by seed with train.fit"
+        )
     num_train = len(dataset.train.targets)
     sources = [EpochShuffle(num_train, config.batch_size, seed) for seed in seeds]
     program = loop.make_program(config, dataset, config.num_steps(sources[0].steps_per_epoch))

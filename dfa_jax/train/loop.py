@@ -1,12 +1,13 @@
 """The loop: it schedules steps, evaluations and checkpoints, and computes nothing itself.
 
 Many steps run in one dispatch, on data that is already on the device; while they run, the numbers
-of the dispatch before are fetched and shown.
+of the dispatch before are fetched and shown, and of a stream, the images of the next are decoded.
 """
 
 import contextlib
 import dataclasses
 import functools
+import itertools
 import math
 import pathlib
 import time
@@ -21,7 +22,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Int
 
 from dfa_jax import metrics, tree
-from dfa_jax.data import Dataset, EpochShuffle
+from dfa_jax.data import Dataset, EpochShuffle, Stream, feed
 from dfa_jax.errors import DivergedError, InputError
 from dfa_jax.losses import LOSSES
 from dfa_jax.models import Model, from_linen
@@ -163,9 +164,11 @@ class _Run:
         self, config: TrainConfig, program: Program, dataset: Dataset, source: EpochShuffle
     ):
         self.config, self.program, self.source = config, program, source
-        everywhere = sharding.replicated(program.mesh)
-        self.train_data = jax.device_put(dataset.train, everywhere)
-        self.test_data = jax.device_put(dataset.test, everywhere)
+        self.everywhere = sharding.replicated(program.mesh)
+        self.train_data, self.test_data = (
+            data if isinstance(data, Stream) else jax.device_put(data, self.everywhere)
+            for data in (dataset.train, dataset.test)
+        )
         self.ends = config.evaluation_steps(program.num_steps, source.steps_per_epoch)
         self.curve: list[Evaluation] = []
         self.elapsed_before = 0.0
@@ -210,7 +213,7 @@ class _Run:
         self, directory: RunDirectory | None, checkpoints: Checkpoints | None
     ) -> TrainState:
         """Freshly drawn on the devices where it stays, or restored there."""
-        example = jax.tree.map(lambda a: a[: self.config.batch_size], self.train_data)
+        example = feed.first(self.train_data, self.config.batch_size, self.everywhere)
         keys = seed_keys(self.config)
         init = functools.partial(draw_state, program=self.program)
         abstract = jax.eval_shape(init, *keys, example)
@@ -233,15 +236,19 @@ class _Run:
         """Steps `start` to `end`, a dispatch at a time; the means of their metrics."""
         sums = {"loss": 0.0, "accuracy": 0.0}
         pending: tuple[int, int, dict[str, Array]] | None = None
-        for begin in [*range(start, end, STEPS_PER_DISPATCH), end]:
-            stop = min(begin + STEPS_PER_DISPATCH, end)
+        dispatches = feed.dispatches(
+            self.train_data,
+            self.source,
+            start,
+            end,
+            most_steps=STEPS_PER_DISPATCH,
+            sharding=self.everywhere,
+        )
+        for dispatch in itertools.chain(dispatches, [None]):
             finished, pending = pending, None
-            if begin < end:
-                order = np.zeros((STEPS_PER_DISPATCH, self.config.batch_size), np.int32)
-                order[: stop - begin] = self.source.indices(begin, stop - begin)
-                state, totals = run_steps(
-                    state, self.train_data, order, stop - begin, program=self.program
-                )
+            if dispatch:
+                begin, stop, data, order = dispatch
+                state, totals = run_steps(state, data, order, stop - begin, program=self.program)
                 pending = (begin, stop, totals)
             if finished:
                 self._fetch(*finished, sums, bar)
@@ -274,13 +281,13 @@ class _Run:
 
     def _evaluate(self, state: TrainState, step: int, means: dict[str, float]) -> Evaluation:
         """Test set and per-site measurements, at this step."""
-        tested = evaluate(state.params, self.test_data, program=self.program)
-        test_loss = float(tested["loss"])
+        tested = self._test(state.params)
+        test_loss = tested["loss"]
         self._check_finite(test_loss, f"the test loss is {test_loss} after step {step}")
         measured = {}
         if self.config.alignment_examples:
-            number = min(self.config.alignment_examples, len(self.train_data.targets))
-            examples = jax.tree.map(lambda a: a[:number], self.train_data)
+            number = self.config.alignment_examples
+            examples = feed.first(self.train_data, number, self.everywhere)
             measured = measure_sites(state, examples, program=self.program)
         found = {name: float(value) for name, value in measured.items()}
         found = {name: value for name, value in found.items() if math.isfinite(value)}
@@ -291,9 +298,18 @@ class _Run:
             train_loss=means["loss"],
             train_accuracy=means["accuracy"],
             test_loss=test_loss,
-            test_accuracy=float(tested["accuracy"]),
+            test_accuracy=tested["accuracy"],
             metrics=found,
         )
+
+    def _test(self, params: Params) -> dict[str, float]:
+        """Mean loss and accuracy over the test set; its chunks count by their examples."""
+        means = {"loss": 0.0, "accuracy": 0.0}
+        for chunk in feed.chunks(self.test_data, self.everywhere):
+            found = evaluate(params, chunk, program=self.program)
+            share = len(chunk.targets) / len(self.test_data.targets)
+            means = {name: mean + share * float(found[name]) for name, mean in means.items()}
+        return means
 
     def _record(self, state: TrainState) -> RunRecord:
         return RunRecord(
