@@ -86,8 +86,8 @@ class Stream:
 
     def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """As `take`, with pixels as stored: images `[k, height, width, channels]` uint8, labels."""
-        stored = self.order[indices]
-        examples = self.split.read(stored.tolist())
+        stored: list[int] = self.order[indices].tolist()
+        examples = self.split.read(stored)
         pixels = np.empty((len(examples), *self.inputs.shape[1:]), np.uint8)
 
         def decode(row: int) -> None:
@@ -134,7 +134,7 @@ class Stream:
             )
         return np.asarray(image).reshape(height, width, self._channels)
 
-    def _check_labels(self, stored: np.ndarray, labels: np.ndarray) -> None:
+    def _check_labels(self, stored: list[int], labels: np.ndarray) -> None:
         wrong = (labels < 0) | (labels >= self.split.num_classes)
         if wrong.any():
             row = int(wrong.argmax())
@@ -147,7 +147,7 @@ class Stream:
 def _squared(image: Image.Image, size: int) -> Image.Image:
     """The largest square in the middle, resized; one that is of this size already is unchanged."""
     side = min(image.size)
-    left, top = ((length - side) / 2 for length in image.size)
-    # Pillow's box may be fractional, and what is outside of it does not shine in.
-    box = (left, top, left + side, top + side)
-    return image.resize((size, size), Image.Resampling.BILINEAR, box=box)
+    left, top = ((length - side) // 2 for length in image.size)
+    # Cut first: `resize(box=...)` lets pixels from outside of the box shine in at its border.
+    square = image.crop((left, top, left + side, top + side))
+    return square.resize((size, size), Image.Resampling.BILINEAR)
