@@ -18,7 +18,9 @@ _CHUNK = 1000  # examples decoded at a time
 
 
 def load_tfds(name: str, data_dir: str | os.PathLike[str] | None = None) -> ImageArrays:
-    """The training split and the test split (else the validation split) of a prepared set.
+    """The training split and the test split of a prepared set.
+
+    If there is no test split, or its labels are not public, the validation split stands in for it.
 
     It opens the prepared folder with the reader under `tfds.data_source`, since that function would
     start to download a set that is missing. Decoded splits are cached (`dfa_jax.data.cache`).
@@ -94,17 +96,20 @@ def _check_features(name: str, features: Any) -> int:
 
 
 def _open_splits(name: str, builder: Any, decoders: Any = None) -> dict[str, Any]:
-    """The training split, then the one to test on."""
+    """The training split, then the one to test on: 'test' if it has labels, else 'validation'."""
     splits = builder.info.splits
-    test_split = "test" if "test" in splits else "validation"
-    if "train" not in splits or test_split not in splits:
+    test_splits = [split for split in ("test", "validation") if split in splits]
+    if "train" not in splits or not test_splits:
         raise InputError(
             f"data set '{name}' has splits {', '.join(splits)}; expected 'train' and one of 'test'"
             " and 'validation'"
         )
-    return {
-        split: builder.as_data_source(split, decoders=decoders) for split in ("train", test_split)
+    sources = {
+        split: builder.as_data_source(split, decoders=decoders) for split in ("train", *test_splits)
     }
+    hidden = len(sources[test_splits[0]]) and sources[test_splits[0]][0]["label"] < 0
+    kept = test_splits[-1] if hidden else test_splits[0]  # ImageNet's test labels are secret
+    return {split: sources[split] for split in ("train", kept)}
 
 
 def _fingerprint(folder: pathlib.Path) -> str:
