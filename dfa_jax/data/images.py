@@ -67,10 +67,6 @@ class ImageData:
             )
         if not 0 <= self.label_noise <= 1:
             raise InputError(f"label_noise is {self.label_noise}; expected a fraction from 0 to 1")
-        if self.stream and self.name == "digits":
-            raise InputError(
-                "stream is true but 'digits' is in memory; set it to false, or name a TFDS set"
-            )
         check_choices(self)
 
     def load(self) -> Dataset:
@@ -104,6 +100,10 @@ class ImageData:
 
     def _open_streams(self) -> Dataset:
         """As `load`, but of the images only those that the statistics need are read."""
+        if self.stream and self.name == "digits":
+            raise InputError(
+                "stream is true but 'digits' is in memory; set it to false, or name a TFDS set"
+            )
         stored_train, stored_test = open_tfds(self.name, self.data_dir)
         train_order, test_order = self._select(len(stored_train), len(stored_test))
         stored_test = stored_train if self.num_validation else stored_test
@@ -118,7 +118,7 @@ class ImageData:
         if self.standardize == "pixel_range":
             shift, scale = np.zeros((), np.float32), np.full((), 255, np.float32)
         else:
-            images, _ = train.read(np.arange(min(_MEASURED, len(train))))
+            images = train.read(np.arange(min(_MEASURED, len(train)))).inputs
             shift, scale = _mean_and_deviation(images, by_channel=self.standardize == "channel")
         train, test = (dataclasses.replace(s, shift=shift, scale=scale) for s in (train, test))
         return Dataset(self.name, train, test, num_classes)

@@ -4,6 +4,7 @@ import concurrent.futures
 import dataclasses
 import io
 import os
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -78,22 +79,30 @@ class Stream:
         Raises:
             InputError: an image is broken, or a label is out of range; names set, split and index.
         """
-        pixels, labels = self.read(indices)
-        images = pixels.astype(np.float32)
-        images -= self.shift
-        images /= self.scale
-        return Batch(images, labels)
 
-    def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """As `take`, with pixels as stored: images `[k, height, width, channels]` uint8, labels."""
+        def standardized(pixels: np.ndarray) -> np.ndarray:
+            image = pixels.astype(np.float32)
+            image -= self.shift
+            image /= self.scale
+            return image
+
+        return self._collect(indices, np.float32, standardized)
+
+    def read(self, indices: np.ndarray) -> Batch:
+        """As `take`, with pixels as stored, inputs `[k, height, width, channels]` uint8."""
+        return self._collect(indices, np.uint8, lambda pixels: pixels)
+
+    def _collect(
+        self, indices: np.ndarray, dtype: type, convert: Callable[[np.ndarray], np.ndarray]
+    ) -> Batch:
         stored: list[int] = self.order[indices].tolist()
         examples = self.split.read(stored)
-        pixels = np.empty((len(examples), *self.inputs.shape[1:]), np.uint8)
+        images = np.empty((len(examples), *self.inputs.shape[1:]), dtype)
 
         def decode(row: int) -> None:
-            pixels[row] = self._decoded(stored[row], examples[row]["image"])
+            images[row] = convert(self._decoded(stored[row], examples[row]["image"]))
 
-        # Threads, not processes: Pillow decodes and resizes without the interpreter's lock.
+        # Threads, not processes: Pillow and NumPy work without the interpreter's lock.
         with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as threads:
             list(threads.map(decode, range(len(examples))))
         labels = np.array([example["label"] for example in examples], np.int32)
@@ -101,7 +110,7 @@ class Stream:
         if self.new_labels is not None:
             new = self.new_labels[indices]
             labels = np.where(new < 0, labels, new).astype(np.int32)
-        return pixels, labels
+        return Batch(images, labels)
 
     @property
     def _channels(self) -> int:

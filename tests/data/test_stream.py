@@ -162,8 +162,8 @@ def test_statistics_are_of_a_fixed_part(write_set, tiny, monkeypatch):
     monkeypatch.setattr("dfa_jax.data.images._MEASURED", 8)
     data = ImageData("tiny", str(write_set(tiny)), stream=True)
     train = data.load().train
-    used = np.float64(train.read(np.arange(8))[0])
-    all_pixels = np.float64(train.read(np.arange(20))[0])
+    used = np.float64(train.read(np.arange(8)).inputs)
+    all_pixels = np.float64(train.read(np.arange(20)).inputs)
     expected = (all_pixels - used.mean()) / used.std()
     np.testing.assert_allclose(whole(train).inputs, expected, atol=1e-6)
 
@@ -218,7 +218,7 @@ def test_image_unlike_the_sets_description(write_set, tiny):
 def test_digits_are_not_streamed():
     """Documented contract."""
     with pytest.raises(InputError, match="stream is true but 'digits' is in memory"):
-        ImageData(stream=True)
+        ImageData(stream=True).load()
 
 
 def test_more_examples_than_there_are(imagenet):
@@ -262,6 +262,15 @@ def test_chunks_are_the_whole_set(imagenet, monkeypatch):
     jax.tree.map(np.testing.assert_array_equal, joined, whole(test))
     in_memory = Batch(np.zeros((3, 2)), np.zeros(3))
     assert next(feed.chunks(in_memory, here())) is in_memory
+
+
+@pytest.mark.parametrize("number", [3, 99])
+def test_first_examples(imagenet, number):
+    """Oracle: the first rows of the set taken at once, as many as there are; of arrays likewise."""
+    train = imagenet[0].load().train
+    expected = jax.tree.map(lambda a: a[:number], whole(train))
+    for data in (train, whole(train)):
+        jax.tree.map(np.testing.assert_array_equal, feed.first(data, number, here()), expected)
 
 
 def test_next_is_made_while_the_last_is_used():
