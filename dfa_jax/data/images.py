@@ -100,7 +100,7 @@ class ImageData:
 
     def _open_streams(self) -> Dataset:
         """As `load`, but of the images only those that the statistics need are read."""
-        if self.stream and self.name == "digits":
+        if self.name == "digits":
             raise InputError(
                 "stream is true but 'digits' is in memory; set it to false, or name a TFDS set"
             )
