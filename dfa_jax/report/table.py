@@ -216,4 +216,6 @@ def caption(recipe: Recipe) -> str:
     """How to read the table, and where the published numbers stand."""
     sources = "; ".join(dict.fromkeys(number.source for number in recipe.expected))
     published = f" {ON_VERDICTS} Published numbers: {sources}." if sources else ""
-    return CAPTION + (f" {ON_TUNING}" if recipe.tuning else "") + published
+    is_contrastive = any(config.is_contrastive for config in recipe.variants.values())
+    probes = f" {ON_PROBES}" if is_contrastive else ""
+    return CAPTION + probes + (f" {ON_TUNING}" if recipe.tuning else "") + published

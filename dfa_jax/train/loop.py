@@ -1,11 +1,12 @@
 """The loop: it schedules steps, evaluations and checkpoints, and computes nothing itself.
 
 Many steps run in one dispatch, on data that is already on the device; while they run, the numbers
-of the dispatch before are fetched and shown.
+of the dispatch before are fetched and shown, and of a stream, the images of the next are decoded.
 """
 
 import contextlib
 import functools
+import itertools
 import math
 import pathlib
 import time
@@ -19,7 +20,7 @@ import tqdm
 from jaxtyping import Array, Int
 
 from dfa_jax import metrics, tree
-from dfa_jax.data import Dataset, EpochShuffle
+from dfa_jax.data import Dataset, EpochShuffle, Stream, feed
 from dfa_jax.data.base import check_labels
 from dfa_jax.errors import DivergedError, InputError
 from dfa_jax.losses import LOSSES, softmax_cross_entropy
@@ -98,9 +99,11 @@ class _Run:
         self, config: TrainConfig, program: Program, dataset: Dataset, source: EpochShuffle
     ):
         self.config, self.program, self.source = config, program, source
-        everywhere = sharding.replicated(program.mesh)
-        self.train_data = jax.device_put(dataset.train, everywhere)
-        self.test_data = jax.device_put(dataset.test, everywhere)
+        self.everywhere = sharding.replicated(program.mesh)
+        self.train_data, self.test_data = (
+            data if isinstance(data, Stream) else jax.device_put(data, self.everywhere)
+            for data in (dataset.train, dataset.test)
+        )
         self.ends = config.evaluation_steps(program.num_steps, source.steps_per_epoch)
         self.curve: list[Evaluation] = []
         self.elapsed_before = 0.0
@@ -145,7 +148,7 @@ class _Run:
         self, directory: RunDirectory | None, checkpoints: Checkpoints | None
     ) -> TrainState:
         """Freshly drawn on the devices where it stays, or restored there."""
-        example = jax.tree.map(lambda a: a[: self.config.batch_size], self.train_data)
+        example = feed.first(self.train_data, self.config.batch_size, self.everywhere)
         keys = seed_keys(self.config)
         init = functools.partial(draw_state, program=self.program)
         abstract = jax.eval_shape(init, *keys, example)
@@ -168,15 +171,19 @@ class _Run:
         """Steps `start` to `end`, a dispatch at a time; the means of their metrics."""
         sums = {"loss": 0.0, "accuracy": 0.0}
         pending: tuple[int, int, dict[str, Array]] | None = None
-        for begin in [*range(start, end, STEPS_PER_DISPATCH), end]:
-            stop = min(begin + STEPS_PER_DISPATCH, end)
+        dispatches = feed.dispatches(
+            self.train_data,
+            self.source,
+            start,
+            end,
+            most_steps=STEPS_PER_DISPATCH,
+            sharding=self.everywhere,
+        )
+        for dispatch in itertools.chain(dispatches, [None]):
             finished, pending = pending, None
-            if begin < end:
-                order = np.zeros((STEPS_PER_DISPATCH, self.config.batch_size), np.int32)
-                order[: stop - begin] = self.source.indices(begin, stop - begin)
-                state, totals = run_steps(
-                    state, self.train_data, order, stop - begin, program=self.program
-                )
+            if dispatch:
+                begin, stop, data, order = dispatch
+                state, totals = run_steps(state, data, order, stop - begin, program=self.program)
                 pending = (begin, stop, totals)
             if finished:
                 self._fetch(*finished, sums, bar)
@@ -209,17 +216,18 @@ class _Run:
 
     def _evaluate(self, state: TrainState, step: int, means: dict[str, float]) -> Evaluation:
         """Test set and per-site measurements, at this step."""
-        tested = evaluate(state.params, self.test_data, state.readout, program=self.program)
-        test_loss = float(tested["loss"])
+        tested = self._test(state)
+        test_loss = tested["loss"]
         self._check_finite(test_loss, f"the test loss is {test_loss} after step {step}")
         measured = {}
         if self.config.alignment_examples:
-            number = min(self.config.alignment_examples, len(self.train_data.targets))
-            examples = jax.tree.map(lambda a: a[:number], self.train_data)
+            number = self.config.alignment_examples
+            examples = feed.first(self.train_data, number, self.everywhere)
             measured = measure_sites(state, examples, program=self.program)
         found = {name: float(value) for name, value in measured.items()}
         found = {name: value for name, value in found.items() if math.isfinite(value)}
-        if self.program.readout and step == self.program.num_steps:
+        in_memory = not isinstance(self.train_data, Stream)  # or the features might not be
+        if self.program.readout and step == self.program.num_steps and in_memory:
             found |= self._probe(state)
         found["wall_seconds"] = self.elapsed_before + time.perf_counter() - self.started
         return Evaluation(
@@ -228,9 +236,18 @@ class _Run:
             train_loss=means["loss"],
             train_accuracy=means["accuracy"],
             test_loss=test_loss,
-            test_accuracy=float(tested["accuracy"]),
+            test_accuracy=tested["accuracy"],
             metrics=found,
         )
+
+    def _test(self, state: TrainState) -> dict[str, float]:
+        """Mean loss and accuracy over the test set; its chunks count by their examples."""
+        means = {"loss": 0.0, "accuracy": 0.0}
+        for chunk in feed.chunks(self.test_data, self.everywhere):
+            found = evaluate(state.params, chunk, state.readout, program=self.program)
+            share = len(chunk.targets) / len(self.test_data.targets)
+            means = {name: mean + share * float(found[name]) for name, mean in means.items()}
+        return means
 
     def _probe(self, state: TrainState) -> dict[str, float]:
         """Accuracies of a classifier fitted to the features of all training images as they are."""

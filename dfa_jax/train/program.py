@@ -17,6 +17,7 @@ from dfa_jax.train import sharding
 from dfa_jax.train.config import TrainConfig
 from dfa_jax.train.readout import Readout, place_readout
 from dfa_jax.train.views import Views
+from dfa_jax.types import Batch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +87,12 @@ def _checked_views(config: TrainConfig, dataset: Dataset) -> Views | None:
         )
     second = config.second_view if config.is_contrastive else None
     views = Views.of(dataset, config.augment, second)
-    example = jax.tree.map(lambda a: a[: config.batch_size], dataset.train)
+    example = Batch(
+        *(
+            jax.ShapeDtypeStruct((config.batch_size, *a.shape[1:]), a.dtype)
+            for a in (dataset.train.inputs, dataset.train.targets)
+        )
+    )
     jax.eval_shape(views, jax.random.key(0), example)
     return views
 
