@@ -13,8 +13,8 @@ comparison; local losses are NT-Xent on projections of their own. Views: crops o
 the area (the paper: 0.3 to 0.5), flips, colours and greys as in BYOL, no blur, which hardly applies
 to 32 pixels. Both views of an image share their noise, as in the published code. The errors are
 those of a linear readout on the last block's mean over patches. The paper's schedule is not known
-to us: here one epoch of SGD with momentum 0.9, a cosine schedule, batches of 64 images, weight decay
-1e-4, each variant at its own rate by the readout's error on 2,500 training examples.
+to us: here one epoch of SGD with momentum 0.9, a cosine schedule, batches of 64 images, weight
+decay 1e-4, each variant at its own rate by the readout's error on 2,500 training examples.
 """
 
 import dataclasses

@@ -53,8 +53,8 @@ def fit_ensemble(
         seeds, and `seed_similarity/<map>` by linear map. The first point is step 0.
 
     Raises:
-        InputError: no seeds, no `feedback_seed`, streamed data, a contrastive loss, or a loss that is
-            no longer finite.
+        InputError: no seeds, no `feedback_seed`, streamed data, a contrastive loss, or a loss that
+            is no longer finite.
     """
     if config.is_contrastive:
         raise InputError(

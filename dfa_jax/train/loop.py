@@ -226,8 +226,7 @@ class _Run:
             measured = measure_sites(state, examples, program=self.program)
         found = {name: float(value) for name, value in measured.items()}
         found = {name: value for name, value in found.items() if math.isfinite(value)}
-        in_memory = not isinstance(self.train_data, Stream)  # or the features might not be
-        if self.program.readout and step == self.program.num_steps and in_memory:
+        if self.program.readout and step == self.program.num_steps:
             found |= self._probe(state)
         found["wall_seconds"] = self.elapsed_before + time.perf_counter() - self.started
         return Evaluation(
@@ -250,10 +249,15 @@ class _Run:
         return means
 
     def _probe(self, state: TrainState) -> dict[str, float]:
-        """Accuracies of a classifier fitted to the features of all training images as they are."""
+        """Accuracies of a classifier fitted to the features of all training images as they are.
+
+        Of a stream there is none: its features might not fit in memory either.
+        """
+        train, test, model = self.train_data, self.test_data, self.program.model
+        if isinstance(train, Stream) or isinstance(test, Stream):
+            return {}
         place = self.config.readout.place
-        model = self.program.model
-        found = linear_probe(model, state.params, self.train_data, self.test_data, place=place)
+        found = linear_probe(model, state.params, train, test, place=place)
         return {
             "probe_train_accuracy": found.train_accuracy,
             "probe_test_accuracy": found.test_accuracy,
