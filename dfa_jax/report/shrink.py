@@ -6,7 +6,6 @@ from typing import Any
 
 from dfa_jax.data import ImageData
 from dfa_jax.data.augment import Augmentation
-from dfa_jax.data.augment import Augmentation
 from dfa_jax.models import LocalMixer
 from dfa_jax.report.recipe import Recipe
 from dfa_jax.rules import LocalLosses
@@ -45,8 +44,6 @@ def shrink_config(config: TrainConfig) -> TrainConfig:
             small[field] = (size,) * math.ceil(depth ** (1 / 3))
     return dataclasses.replace(
         config,
-        augment=_colourless(config.augment),
-        second_view=_colourless(config.second_view),
         data=ImageData(num_train=64, num_test=32, label_noise=config.data.label_noise)
         if isinstance(config.data, ImageData)
         else dataclasses.replace(config.data, num_train=64),
@@ -64,9 +61,4 @@ def shrink_config(config: TrainConfig) -> TrainConfig:
 
 def _colourless(augment: Augmentation) -> Augmentation:
     """What can be done to digits, which have one channel."""
-    return dataclasses.replace(augment, color_jitter=0.0, grayscale=0.0)
-
-
-def _colourless(augment: Augmentation) -> Augmentation:
-    """The same for digits, which are grey already."""
     return dataclasses.replace(augment, color_jitter=0.0, grayscale=0.0)
