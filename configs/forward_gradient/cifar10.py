@@ -19,7 +19,7 @@ verdict is the order of the algorithms; the paper's errors stand beside ours for
 from dfa_jax.data import ImageData
 from dfa_jax.models import LocalMixer
 from dfa_jax.optim import Optimizer
-from dfa_jax.report.recipe import Expected, Order, Recipe, Tuning
+from dfa_jax.report.recipe import Recipe, Tuning, expected_errors, orders
 from dfa_jax.rules import local_algorithms
 from dfa_jax.train.config import TrainConfig
 
@@ -86,11 +86,6 @@ def config(name: str) -> TrainConfig:
 
 
 CONFIG = config("LG-FG-A")
-EXPECTED = tuple(
-    Expected(name, quantity, value, None, SOURCE, "paper table")
-    for name, errors in PUBLISHED.items()
-    for quantity, value in zip(("test error", "train error"), errors, strict=True)
-)
 RECIPE = Recipe(
     title="Table 3, CIFAR-10: forward gradients with local losses, one epoch",
     paper="Ren, Kornblith, Liao and Hinton (2023), Scaling Forward Gradient with Local Losses,"
@@ -98,7 +93,7 @@ RECIPE = Recipe(
     minutes=400,
     variants={name: config(name) for name in PUBLISHED},
     seeds=(0, 1, 2),
-    expected=EXPECTED,
-    orders=tuple(Order(better, worse, SOURCE) for better, worse in ORDERS),
+    expected=expected_errors(PUBLISHED, SOURCE, "paper table"),
+    orders=orders(ORDERS, SOURCE),
     tuning=Tuning(num_epochs=0.125, num_validation=2500),
 )

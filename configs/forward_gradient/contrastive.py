@@ -23,7 +23,7 @@ from dfa_jax.data import ImageData
 from dfa_jax.data.augment import BYOL_VIEW_1
 from dfa_jax.models import LocalMixer
 from dfa_jax.optim import Optimizer
-from dfa_jax.report.recipe import Expected, Order, Recipe, Tuning
+from dfa_jax.report.recipe import Recipe, Tuning, expected_errors, orders
 from dfa_jax.rules import LearningRule, local_algorithms
 from dfa_jax.train.config import TrainConfig
 
@@ -33,32 +33,28 @@ SIZES = {
     "L/8/64": LocalMixer(channels=2048, num_groups=64, num_outputs=128, zero_readout=False),
 }
 PUBLISHED = {  # test and train error, %
-    "M/8/16": {
-        "BP": (24.11, 21.08),
-        "L-BP": (24.69, 21.80),
-        "LG-BP": (29.63, 25.60),
-        "FA": (45.87, 44.06),
-        "L-FA": (37.73, 36.13),
-        "LG-FA": (36.72, 34.06),
-        "DFA": (46.09, 42.76),
-        "FG-W": (53.37, 51.56),
-        "FG-A": (54.59, 52.96),
-        "LG-FG-W": (52.66, 50.23),
-        "LG-FG-A": (32.88, 29.73),
-    },
-    "L/8/64": {
-        "BP": (17.53, 13.35),
-        "L-BP": (19.13, 13.60),
-        "LG-BP": (23.62, 16.80),
-        "FA": (67.93, 65.32),
-        "L-FA": (31.05, 26.97),
-        "LG-FA": (30.49, 25.56),
-        "DFA": (39.26, 37.17),
-        "FG-W": (50.45, 45.64),
-        "FG-A": (56.63, 56.09),
-        "LG-FG-W": (52.27, 48.67),
-        "LG-FG-A": (26.81, 23.90),
-    },
+    "M/8/16/BP": (24.11, 21.08),
+    "M/8/16/L-BP": (24.69, 21.80),
+    "M/8/16/LG-BP": (29.63, 25.60),
+    "M/8/16/FA": (45.87, 44.06),
+    "M/8/16/L-FA": (37.73, 36.13),
+    "M/8/16/LG-FA": (36.72, 34.06),
+    "M/8/16/DFA": (46.09, 42.76),
+    "M/8/16/FG-W": (53.37, 51.56),
+    "M/8/16/FG-A": (54.59, 52.96),
+    "M/8/16/LG-FG-W": (52.66, 50.23),
+    "M/8/16/LG-FG-A": (32.88, 29.73),
+    "L/8/64/BP": (17.53, 13.35),
+    "L/8/64/L-BP": (19.13, 13.60),
+    "L/8/64/LG-BP": (23.62, 16.80),
+    "L/8/64/FA": (67.93, 65.32),
+    "L/8/64/L-FA": (31.05, 26.97),
+    "L/8/64/LG-FA": (30.49, 25.56),
+    "L/8/64/DFA": (39.26, 37.17),
+    "L/8/64/FG-W": (50.45, 45.64),
+    "L/8/64/FG-A": (56.63, 56.09),
+    "L/8/64/LG-FG-W": (52.27, 48.67),
+    "L/8/64/LG-FG-A": (26.81, 23.90),
 }
 SOURCE = "Ren et al. 2023, table 4 of the submission"
 ORDERS = (
@@ -110,16 +106,7 @@ RECIPE = Recipe(
         for name, rule in algorithms(model.num_groups).items()
     },
     seeds=(0, 1, 2),
-    expected=tuple(
-        Expected(f"{size}/{name}", quantity, value, None, SOURCE, "paper table")
-        for size, numbers in PUBLISHED.items()
-        for name, errors in numbers.items()
-        for quantity, value in zip(("test error", "train error"), errors, strict=True)
-    ),
-    orders=tuple(
-        Order(f"{size}/{better}", f"{size}/{worse}", SOURCE)
-        for size in SIZES
-        for better, worse in ORDERS
-    ),
+    expected=expected_errors(PUBLISHED, SOURCE, "paper table"),
+    orders=sum((orders(ORDERS, SOURCE, group=size) for size in SIZES), ()),
     tuning=Tuning(num_epochs=0.125, num_validation=2500),
 )

@@ -17,7 +17,7 @@ import itertools
 from dfa_jax.data import ImageData
 from dfa_jax.models import LocalMixer
 from dfa_jax.optim import Optimizer
-from dfa_jax.report.recipe import Order, Recipe, Tuning
+from dfa_jax.report.recipe import Recipe, Tuning, orders
 from dfa_jax.rules import local_algorithms
 from dfa_jax.train.config import TrainConfig
 
@@ -42,7 +42,6 @@ def config(num_groups: int) -> TrainConfig:
 
 
 CONFIG = config(16)
-LABELS = list(GROUPS)
 RECIPE = Recipe(
     title="Figure 7: the number of groups",
     paper="Ren, Kornblith, Liao and Hinton (2023), Scaling Forward Gradient with Local Losses,"
@@ -50,9 +49,6 @@ RECIPE = Recipe(
     minutes=200,
     variants={f"supervised/{label}": config(number) for label, number in GROUPS.items()},
     seeds=(0, 1, 2),
-    orders=tuple(
-        Order(f"supervised/{more}", f"supervised/{fewer}", SOURCE)
-        for fewer, more in itertools.pairwise(LABELS)
-    ),
+    orders=orders(itertools.pairwise(reversed(GROUPS)), SOURCE, group="supervised"),
     tuning=Tuning(num_epochs=0.125, num_validation=2500),
 )

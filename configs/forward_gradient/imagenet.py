@@ -25,7 +25,7 @@ from dfa_jax.data import ImageData
 from dfa_jax.data.augment import BYOL_VIEW_1
 from dfa_jax.models import LocalMixer
 from dfa_jax.optim import Optimizer
-from dfa_jax.report.recipe import Expected, Order, Recipe
+from dfa_jax.report.recipe import Recipe, expected_errors, orders
 from dfa_jax.rules import LearningRule, LocalLosses, local_algorithms
 from dfa_jax.train.config import TrainConfig
 
@@ -94,10 +94,6 @@ RECIPE = Recipe(
     minutes=1.3e8,
     variants={name: config(rule) for name, rule in ALGORITHMS.items()},
     seeds=(0, 1, 2),
-    expected=tuple(
-        Expected(name, quantity, value, None, SOURCE, "paper table")
-        for name, errors in PUBLISHED.items()
-        for quantity, value in zip(("test error", "train error"), errors, strict=True)
-    ),
-    orders=tuple(Order(better, worse, SOURCE) for better, worse in ORDERS),
+    expected=expected_errors(PUBLISHED, SOURCE, "paper table"),
+    orders=orders(ORDERS, SOURCE),
 )

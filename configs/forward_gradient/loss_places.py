@@ -16,7 +16,7 @@ paper's schedule is not known to us, and the numbers of its figure neither.
 from dfa_jax.data import ImageData
 from dfa_jax.models import LocalMixer
 from dfa_jax.optim import Optimizer
-from dfa_jax.report.recipe import Order, Recipe, Tuning
+from dfa_jax.report.recipe import Recipe, Tuning, orders
 from dfa_jax.rules import ActivityForwardGradient, LocalLosses
 from dfa_jax.train.config import TrainConfig
 
@@ -64,8 +64,6 @@ RECIPE = Recipe(
     minutes=300,
     variants={f"supervised/{places}": config(places) for places in PLACES},
     seeds=(0, 1, 2),
-    orders=tuple(
-        Order(f"supervised/{PLACES[-1]}", f"supervised/{places}", SOURCE) for places in PLACES[:-1]
-    ),
+    orders=orders([(PLACES[-1], places) for places in PLACES[:-1]], SOURCE, group="supervised"),
     tuning=Tuning(num_epochs=0.125, num_validation=2500),
 )

@@ -20,7 +20,7 @@ LG-FG-A are one and the same in the paper; ours differ by the head's loss.
 from dfa_jax.data import ImageData
 from dfa_jax.models import LocalMixer
 from dfa_jax.optim import Optimizer
-from dfa_jax.report.recipe import Expected, Order, Recipe, Tuning
+from dfa_jax.report.recipe import Recipe, Tuning, expected_errors, orders
 from dfa_jax.rules import LearningRule, local_algorithms
 from dfa_jax.train.config import TrainConfig
 
@@ -31,32 +31,28 @@ SIZES = {
 FIRST_RATE = 0.03  # where the search for each algorithm's rate starts
 
 PUBLISHED = {  # test and train error, %
-    "S/1/1": {
-        "BP": (2.66, 0.00),
-        "L-BP": (2.38, 0.00),
-        "LG-BP": (2.43, 0.00),
-        "FA": (2.82, 0.00),
-        "L-FA": (3.21, 0.00),
-        "LG-FA": (3.11, 0.00),
-        "DFA": (3.31, 0.00),
-        "FG-W": (9.25, 8.93),
-        "FG-A": (3.24, 1.53),
-        "LG-FG-W": (9.25, 8.93),
-        "LG-FG-A": (3.24, 1.53),
-    },
-    "M/1/16": {
-        "BP": (2.41, 0.00),
-        "L-BP": (2.16, 0.00),
-        "LG-BP": (2.81, 0.00),
-        "FA": (2.90, 0.00),
-        "L-FA": (2.90, 0.00),
-        "LG-FA": (2.50, 0.00),
-        "DFA": (3.17, 0.00),
-        "FG-W": (8.56, 8.64),
-        "FG-A": (3.76, 1.75),
-        "LG-FG-W": (5.66, 4.59),
-        "LG-FG-A": (2.55, 0.00),
-    },
+    "S/1/1/BP": (2.66, 0.00),
+    "S/1/1/L-BP": (2.38, 0.00),
+    "S/1/1/LG-BP": (2.43, 0.00),
+    "S/1/1/FA": (2.82, 0.00),
+    "S/1/1/L-FA": (3.21, 0.00),
+    "S/1/1/LG-FA": (3.11, 0.00),
+    "S/1/1/DFA": (3.31, 0.00),
+    "S/1/1/FG-W": (9.25, 8.93),
+    "S/1/1/FG-A": (3.24, 1.53),
+    "S/1/1/LG-FG-W": (9.25, 8.93),
+    "S/1/1/LG-FG-A": (3.24, 1.53),
+    "M/1/16/BP": (2.41, 0.00),
+    "M/1/16/L-BP": (2.16, 0.00),
+    "M/1/16/LG-BP": (2.81, 0.00),
+    "M/1/16/FA": (2.90, 0.00),
+    "M/1/16/L-FA": (2.90, 0.00),
+    "M/1/16/LG-FA": (2.50, 0.00),
+    "M/1/16/DFA": (3.17, 0.00),
+    "M/1/16/FG-W": (8.56, 8.64),
+    "M/1/16/FG-A": (3.76, 1.75),
+    "M/1/16/LG-FG-W": (5.66, 4.59),
+    "M/1/16/LG-FG-A": (2.55, 0.00),
 }
 SOURCE = "Ren et al. 2023, table 3 of the submission"
 ORDERS = (("LG-FG-A", "FG-A"), ("LG-FG-A", "LG-FG-W"), ("LG-FG-W", "FG-W"), ("FG-A", "FG-W"))
@@ -79,12 +75,6 @@ def config(model: LocalMixer, rule: LearningRule) -> TrainConfig:
 
 
 CONFIG = config(SIZES["M/1/16"], local_algorithms(16)["LG-FG-A"])
-EXPECTED = tuple(
-    Expected(f"{size}/{name}", quantity, value, None, SOURCE, "paper table")
-    for size, numbers in PUBLISHED.items()
-    for name, errors in numbers.items()
-    for quantity, value in zip(("test error", "train error"), errors, strict=True)
-)
 RECIPE = Recipe(
     title="Table 3, MNIST: forward gradients with local losses",
     paper="Ren, Kornblith, Liao and Hinton (2023), Scaling Forward Gradient with Local Losses,"
@@ -96,7 +86,7 @@ RECIPE = Recipe(
         for name, rule in local_algorithms(model.num_groups).items()
     },
     seeds=(0, 1, 2),
-    expected=EXPECTED,
-    orders=tuple(Order(f"M/1/16/{a}", f"M/1/16/{b}", SOURCE) for a, b in ORDERS),
+    expected=expected_errors(PUBLISHED, SOURCE, "paper table"),
+    orders=orders(ORDERS, SOURCE, group="M/1/16"),
     tuning=Tuning(num_epochs=3, num_validation=5000),
 )

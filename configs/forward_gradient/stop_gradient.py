@@ -20,7 +20,7 @@ from dfa_jax.data import ImageData
 from dfa_jax.data.augment import BYOL_VIEW_1
 from dfa_jax.models import LocalMixer
 from dfa_jax.optim import Optimizer
-from dfa_jax.report.recipe import Order, Recipe, Tuning
+from dfa_jax.report.recipe import Recipe, Tuning, orders
 from dfa_jax.rules import ActivityForwardGradient, Backprop, LearningRule, LocalLosses
 from dfa_jax.train.config import Loss, TrainConfig
 
@@ -78,6 +78,6 @@ RECIPE = Recipe(
     minutes=120,
     variants=VARIANTS,
     seeds=(0, 1, 2),
-    orders=tuple(Order(better, worse, SOURCE) for better, worse in ORDERS),
+    orders=orders(ORDERS, SOURCE),
     tuning=Tuning(num_epochs=0.125, num_validation=2500),
 )

@@ -1,8 +1,8 @@
 """A recipe: which runs make a paper's table or figure, and what the paper found."""
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Literal
+from collections.abc import Iterable, Mapping
+from typing import Literal, get_args
 
 from dfa_jax.errors import InputError, select, unknown
 from dfa_jax.train.config import TrainConfig
@@ -147,6 +147,31 @@ class Recipe:
         if count < 1:
             raise InputError(f"{count} seeds; expected at least 1")
         return dataclasses.replace(self, seeds=tuple(range(count)))
+
+
+def expected_errors(
+    numbers: Mapping[str, tuple[float, float]], source: str, provenance: Provenance
+) -> tuple[Expected, ...]:
+    """Test and train errors, %, by variant, from a source that gives no intervals.
+
+    >>> [one.quantity for one in expected_errors({"a": (2.0, 0.0)}, "table 1", "paper table")]
+    ['test error', 'train error']
+    """
+    return tuple(
+        Expected(variant, quantity, value, None, source, provenance)
+        for variant, errors in numbers.items()
+        for quantity, value in zip(get_args(Quantity), errors, strict=True)
+    )
+
+
+def orders(pairs: Iterable[tuple[str, str]], source: str, *, group: str = "") -> tuple[Order, ...]:
+    """Orders of the better and the worse variant of each pair, which may lie in one group.
+
+    >>> orders([("a", "b")], "table 1", group="tanh")[0].better
+    'tanh/a'
+    """
+    within = f"{group}/" if group else ""
+    return tuple(Order(within + better, within + worse, source) for better, worse in pairs)
 
 
 def group_of(variant: str) -> str:
