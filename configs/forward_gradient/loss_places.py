@@ -3,17 +3,22 @@
 Paper: Ren, Kornblith, Liao and Hinton (2023), Scaling Forward Gradient with Local Losses, arXiv
     2210.03310, figure 6
 Command: python scripts/reproduce.py forward_gradient/loss_places
-Time: 300 min on 2 cores
+Time: 900 min on 2 cores
 Expect: each place lowers the error of activity-perturbed forward gradients, and all three together
     give the lowest.
 
 LocalMixer M/8/16 on CIFAR-10 without augmentation, one network for all: only the losses move.
 *One loss* is that of the last block alone, for all patches and groups at once, and no block is cut
-off. One epoch, batches of 64, each variant at its own rate, as in `forward_gradient/cifar10`; the
-paper's schedule is not known to us, and the numbers of its figure neither.
+off. One epoch, batches of 64, each variant at its own rate, as in `forward_gradient/cifar10`;
+contrastive runs have the views of `forward_gradient/contrastive`. The paper's schedule is not known
+to us, and the numbers of its figure neither. The figure's third panel is ImageNet, which takes the
+same changes of the rule in `forward_gradient/imagenet`.
 """
 
+import dataclasses
+
 from dfa_jax.data import ImageData
+from dfa_jax.data.augment import BYOL_VIEW_1
 from dfa_jax.models import LocalMixer
 from dfa_jax.optim import Optimizer
 from dfa_jax.report.recipe import Recipe, Tuning, orders
@@ -31,6 +36,7 @@ PLACES = (
     "patch, group",
     "block, patch, group",
 )
+VIEW = dataclasses.replace(BYOL_VIEW_1, crop_min_area=0.3, blur=0.0)
 SOURCE = "Ren et al. 2023, figure 6 of the submission"
 
 
@@ -56,14 +62,32 @@ def config(places: str) -> TrainConfig:
     )
 
 
+def contrastive(places: str) -> TrainConfig:
+    """The same without labels, with noise that both views of an image share."""
+    supervised = config(places)
+    estimator = ActivityForwardGradient(relu_mask=True, sharing="pairs")
+    return dataclasses.replace(
+        supervised,
+        model=MODEL.clone(num_outputs=128, zero_readout=False),
+        rule=dataclasses.replace(supervised.rule, estimator=estimator),
+        loss="nt_xent",
+        augment=VIEW,
+        second_view=VIEW,
+    )
+
+
 CONFIG = config(PLACES[-1])
+TASKS = {"supervised": config, "contrastive": contrastive}
+PAIRS = tuple((PLACES[-1], places) for places in PLACES[:-1])
 RECIPE = Recipe(
     title="Figure 6: where local losses sit",
     paper="Ren, Kornblith, Liao and Hinton (2023), Scaling Forward Gradient with Local Losses,"
     " arXiv 2210.03310",
-    minutes=300,
-    variants={f"supervised/{places}": config(places) for places in PLACES},
+    minutes=900,
+    variants={
+        f"{task}/{places}": made(places) for task, made in TASKS.items() for places in PLACES
+    },
     seeds=(0, 1, 2),
-    orders=orders([(PLACES[-1], places) for places in PLACES[:-1]], SOURCE, group="supervised"),
+    orders=sum((orders(PAIRS, SOURCE, group=task) for task in TASKS), ()),
     tuning=Tuning(num_epochs=0.125, num_validation=2500),
 )
