@@ -200,6 +200,48 @@ SABOTAGES = {
         "return mixed.reshape(*x.shape[:2], self.num_groups, -1)",
         "tests/models",
     ),
+    "tune on the test set": Sabotage(
+        "report/tuning.py",
+        "config.data, num_validation=tuning.num_validation, num_test=None",
+        "config.data, num_test=None",
+        "tests/report",
+    ),
+    "stop the search at the first improvement": Sabotage(
+        "report/tuning.py",
+        "around = [best + 1, best - 1]",
+        "around = [best + 1]",
+        "tests/report",
+    ),
+    "slow every layer like the readout": Sabotage(
+        "optim.py",
+        "tuple(part.key for part in path[:-1]) in modules",
+        "True",
+        "tests/test_optim.py tests/train/test_step.py",
+    ),
+    "a view compared with itself": Sabotage(
+        "losses.py",
+        "partner = v.reshape(rows // 2, 2, -1)[:, ::-1].reshape(v.shape)",
+        "partner = v",
+        "tests/test_nt_xent.py",
+    ),
+    "the comparison is not stopped": Sabotage(
+        "losses.py",
+        "v = jax.lax.stop_gradient(u) if self.stop_comparison else u",
+        "v = u",
+        "tests/test_nt_xent.py tests/train/test_contrastive.py",
+    ),
+    "the readout's step as long as its features are": Sabotage(
+        "train/readout.py",
+        "rate = self.learning_rate / (1 + jnp.square(seen).sum(-1).mean())",
+        "rate = self.learning_rate",
+        "tests/train/test_contrastive.py",
+    ),
+    "the next image of a stream": Sabotage(
+        "data/stream.py",
+        "stored: list[int] = self.order[indices].tolist()",
+        "stored: list[int] = self.order[indices - 1].tolist()",
+        "tests/data/test_stream.py",
+    ),
     "count examples without an error": Sabotage(
         "metrics.py", "& (jnp.abs(delta).max(-1) > 0)", "", "tests/test_metrics.py"
     ),
