@@ -4,9 +4,10 @@ Paper: Ren, Kornblith, Liao and Hinton (2023), Scaling Forward Gradient with Loc
     2210.03310; the projection: Flügel et al. (2024), arXiv 2410.17764
 Command: python scripts/reproduce.py forward_gradient/alignment
 Time: 6 min on 2 cores
-Expect: alignment falls with the root of the number of weights, or of units, that share a slope; K
-    draws raise it by the root of K. Signs are as good as Gaussian noise but for one part in n, and
-    a projection on the span of the draws is better than their mean once K is of the order of n.
+Expect: a perceptron's alignment falls with the root of the number of weights, or of units, that
+    share a slope; K draws raise it by the root of K. Signs are as good as Gaussian noise, but for
+    one part in n; a projection on the span of the draws is better than their mean once K is of the
+    order of n. Each replication of local losses aligns the guess better.
 
 Alignment is `E<e, g> / (|g| sqrt(E|e|^2))` of estimates `e` and the gradient `g` below the readout:
 the cosine, but for the average, which has a closed form so. With n directions `u`, slopes
@@ -34,6 +35,7 @@ import jax.numpy as jnp
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from dfa_jax import tree
 from dfa_jax.autodiff import sites
@@ -303,42 +305,57 @@ MIXERS = {
 def draw(results: Results, theme: Theme) -> Figure:
     """Alignment against draws above, against width below: weights, activities, local losses."""
     figure, axes = panel.panels(2, 3)
-    for row, axis_name in enumerate(("draws", "width")):
+    for row, along in enumerate(("draws", "width")):
         for column, kind in enumerate(KINDS):
-            for place, name in enumerate(NAMES):
-                if found := results.get(f"{kind}, {name}"):
-                    curve(axes[row, column], found, axis_name, place, theme, name)
+            cases = {name: results.get(f"{kind}, {name}") for name in NAMES}
+            curves(axes[row, column], cases, along, theme)
             axes[row, column].set_title(f"Perceptron, {kind} perturbed")
-        for place, label in enumerate(MIXERS):
-            if found := results.get(label):
-                curve(axes[row, 2], found, axis_name, place, theme, label)
+        curves(axes[row, 2], {label: results.get(label) for label in MIXERS}, along, theme)
         axes[row, 2].set_title("LocalMixer, activities perturbed")
-        xlabel = "draws" if row == 0 else "units a layer, or channels"
-        for axis in axes[row]:
-            axis.set(xscale="log", yscale="log", xlabel=xlabel, ylabel="alignment")
-            if axis.lines:
-                axis.legend()
+        axes[row, 2].set_xlabel("draws" if along == "draws" else "channels")
     return figure
 
 
-def curve(axis: Axes, found: Arrays, along: str, place: int, theme: Theme, label: str) -> None:
+def curves(axis: Axes, cases: Mapping[str, Arrays | None], along: str, theme: Theme) -> None:
     """Points with intervals; a line where there is a prediction, else between the points."""
-    chosen = swept(found, along)
-    colour = ensembles.layer_colour(place, theme)
-    series = from_summaries(
-        (x, summarise(list(map(float, values))))
-        for x, values in zip(found[along][chosen], found["measured"][chosen], strict=True)
-    )
-    if "predicted" in found:
-        order = np.argsort(found[along][chosen])
-        theory = found["predicted"][chosen].mean(1)[order]
-        axis.plot(found[along][chosen][order], theory, color=colour, linewidth=0.8)
-        errors = np.stack([series.mean - series.low, series.high - series.mean])
-        axis.errorbar(
-            series.x, series.mean, errors, color=colour, label=label, marker="o", linestyle=""
-        )
-    else:
-        panel.band(axis, series, colour, label=label, marker="o")
+    known = {label: found for label, found in cases.items() if found is not None}
+    ticks = set()
+    for place, (label, found) in enumerate(known.items()):
+        rows = np.flatnonzero(swept(found, along))
+        rows = rows[np.argsort(found[along][rows])]
+        x, colour = found[along][rows], ensembles.layer_colour(place, theme)
+        means = [summarise([float(v) for v in values]) for values in found["measured"][rows]]
+        ticks |= set(x)
+        if "predicted" in found:
+            axis.plot(x, found["predicted"][rows].mean(1), color=colour, linewidth=0.8)
+            axis.errorbar(
+                x * 1.07 ** (place - 1),  # beside each other: many coincide
+                [found.mean for found in means],
+                [found.half_width or 0.0 for found in means],
+                color=colour,
+                marker="os^"[place],
+                linestyle="",
+                label=label,
+            )
+        else:
+            points = from_summaries(zip(x, means, strict=True))
+            panel.band(axis, points, colour, label=label, marker="o")
+    axis.set(xscale="log", yscale="log", xlabel="draws" if along == "draws" else "units a layer")
+    axis.set_ylabel("alignment")
+    axis.xaxis.set_major_locator(FixedLocator(sorted(ticks)))
+    axis.xaxis.set_minor_locator(NullLocator())
+    for which in (axis.xaxis.set_major_formatter, axis.yaxis.set_major_formatter):
+        which(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.yaxis.set_minor_formatter(FuncFormatter(in_words))
+    if known:
+        low, high = axis.get_ylim()
+        axis.set_ylim(low / 2 if along == "width" else low, high)  # room for the legend
+        axis.legend(loc="lower right" if along == "draws" else "lower left", fontsize=8)
+
+
+def in_words(value: float, _: int) -> str:
+    """Labels at 2 and 5 times a power of ten."""
+    return f"{value:g}" if f"{value:e}"[0] in "25" else ""
 
 
 def swept(found: Arrays, along: str) -> np.ndarray:
