@@ -1,6 +1,7 @@
 """Bad input, refused by name: what was given, what was expected, and the remedy."""
 
 import difflib
+import fnmatch
 import typing
 from collections.abc import Iterable
 
@@ -27,6 +28,21 @@ def unknown(kind: str, name: object, known: Iterable[object]) -> str:
     nearest = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
     hint = f"did you mean '{nearest[0]}'? " if nearest else ""
     return f"unknown {kind} '{name}'; {hint}Known: {', '.join(names) or 'none'}"
+
+
+def select(kind: str, pattern: str, known: Iterable[str]) -> list[str]:
+    """The names that a glob pattern matches.
+
+    Raises:
+        InputError: there are none.
+
+    >>> select("variant", "tanh/*", ["tanh/backprop", "relu/backprop"])
+    ['tanh/backprop']
+    """
+    names = list(known)
+    if not (found := fnmatch.filter(names, pattern)):
+        raise InputError(unknown(kind, pattern, names))
+    return found
 
 
 def check_choices(config: object, prefix: str = "") -> None:

@@ -1,13 +1,16 @@
 """Optimiser and schedule configuration, built by Optax."""
 
 import dataclasses
+import functools
 import math
+from collections.abc import Collection
 from typing import Any, Literal
 
 import jax
 import optax
 
 from dfa_jax.errors import InputError, check_choices
+from dfa_jax.tree import Path
 
 _Name = Literal["sgd", "adam", "rmsprop", "lars"]
 _Schedule = Literal["constant", "cosine", "linear", "staircase"]
@@ -32,6 +35,7 @@ class Optimizer:
             fixed feedback.
         decay: `decoupled`: the decay times the learning rate; or `coupled`: it is part of the
             gradient (an L2 penalty), as always under `lars`.
+        readout_factor: multiplies the rate of what lies above the last site and block.
         clip_norm: global norm above which gradients are scaled down; none if 0.
         schedule: `constant`, `cosine` to zero, `linear` to zero, or `staircase` (a tenth from half
             of the steps on, a hundredth from four fifths on), after the warm-up.
@@ -46,6 +50,7 @@ class Optimizer:
     eps: float = 1e-8
     weight_decay: float = 0.0
     decay: _Decay = "decoupled"
+    readout_factor: float = 1.0
     clip_norm: float = 0.0
     schedule: _Schedule = "constant"
     warmup_fraction: float = 0.0
@@ -56,7 +61,7 @@ class Optimizer:
             _check(name, getattr(self, name), "in [0, 1)", lambda x: 0 <= x < 1)
         for name in ("weight_decay", "clip_norm"):
             _check(name, getattr(self, name), ">= 0", lambda x: x >= 0)
-        for name in ("learning_rate", "eps"):
+        for name in ("learning_rate", "eps", "readout_factor"):
             _check(name, getattr(self, name), "positive", lambda x: x > 0)
 
     def rate(self, num_steps: int) -> optax.Schedule:
@@ -74,8 +79,21 @@ class Optimizer:
         rise = optax.linear_schedule(0.0, self.learning_rate, max(warmup, 1))
         return optax.join_schedules([rise, after], [warmup])
 
-    def build(self, num_steps: int) -> optax.GradientTransformation:
-        """The Optax transformation for a run of `num_steps` steps."""
+    def build(self, num_steps: int, readout: Collection[Path] = ()) -> optax.GradientTransformation:
+        """The Optax transformation for a run of `num_steps` steps.
+
+        Args:
+            num_steps: of the run.
+            readout: paths of the submodules whose rate `readout_factor` multiplies, as
+                `Model.readout`.
+        """
+        tx = self._build(num_steps)
+        if self.readout_factor == 1:
+            return tx
+        chosen = functools.partial(_inside, readout)
+        return optax.chain(tx, optax.masked(optax.scale(self.readout_factor), chosen))
+
+    def _build(self, num_steps: int) -> optax.GradientTransformation:
         rate = self.rate(num_steps)
         clip = optax.clip_by_global_norm(self.clip_norm) if self.clip_norm else optax.identity()
         if self.name == "lars":
@@ -98,6 +116,13 @@ class Optimizer:
 def decayed(params: Any) -> Any:
     """Which parameters weight decay applies to, by the last part of their path."""
     return jax.tree.map_with_path(lambda path, _: path[-1].key in _DECAYED, params)
+
+
+def _inside(modules: Collection[Path], params: Any) -> Any:
+    """Which parameters are those of one of the submodules."""
+    return jax.tree.map_with_path(
+        lambda path, _: tuple(part.key for part in path[:-1]) in modules, params
+    )
 
 
 def _check(name: str, value: float, expected: str, holds: Any) -> None:

@@ -26,7 +26,10 @@ def main(arguments: list[str]) -> None:
     if not options.report_only:
         prepare_process()
         publish.run(
-            chosen, options.results_dir, data_dir=options.data_dir, overwrite=options.overwrite
+            chosen.only(options.only),
+            options.results_dir,
+            data_dir=options.data_dir,
+            overwrite=options.overwrite,
         )
     print(publish.publish(chosen, options.results_dir))
 
@@ -38,6 +41,9 @@ def parser() -> Parser:
     options.add_argument("--readme", type=pathlib.Path, help="write all results into this file")
     options.add_argument("--data-dir", type=pathlib.Path, help="folder of prepared TFDS data sets")
     options.add_argument("--seeds", type=int, metavar="N", help="seeds 0 to N - 1, not its own")
+    options.add_argument(
+        "--only", default="*", metavar="PATTERN", help="run these variants or cases; report all"
+    )
     options.add_argument("--results-dir", type=pathlib.Path, default=pathlib.Path("results"))
     options.add_argument(
         "--overwrite", action="store_true", help="replace runs made with another configuration"

@@ -30,7 +30,10 @@ def test_values_match_numpy(x64):
     np.testing.assert_allclose(found, 0.5 * ((a - 1) ** 2).sum(-1), rtol=1e-12)
 
 
-@pytest.mark.parametrize("name", list(losses.LOSSES))
+OF_LABELS = ["softmax_cross_entropy", "sigmoid_cross_entropy", "squared_error"]
+
+
+@pytest.mark.parametrize("name", OF_LABELS)
 def test_error_at_the_outputs(x64, name):
     """Closed form: `softmax - onehot`, `sigmoid - onehot`, `y - target`: what DFA projects.
 

@@ -238,3 +238,19 @@ def test_unknown_names_are_refused(field):
     object.__setattr__(optimizer, field, "adamm")
     with pytest.raises(InputError, match=f"unknown optimizer.{field} 'adamm'"):
         optimizer.__post_init__()
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "lars"])
+def test_the_readouts_factor_scales_its_updates_alone(name):
+    """Oracle: exact equivalence; a tenth of the step for the readout, the same one elsewhere."""
+    plain = Optimizer(name, RATE, weight_decay=DECAY)
+    slow = dataclasses.replace(plain, readout_factor=0.1)
+    (grads, *_), params = gradients(), start()
+
+    def step(optimizer):
+        tx = optimizer.build(NUM_STEPS, readout=[("norm",)])
+        return jax.jit(tx.update)(grads, tx.init(params), params)[0]
+
+    expected, found = step(plain), step(slow)
+    helpers.assert_identical(found["layer"], expected["layer"])
+    np.testing.assert_allclose(found["norm"]["scale"], 0.1 * expected["norm"]["scale"], rtol=1e-6)

@@ -7,4 +7,5 @@ from dfa_jax.data.digits import load_digits as load_digits
 from dfa_jax.data.gaussian import GaussianTargets as GaussianTargets
 from dfa_jax.data.images import ImageData as ImageData
 from dfa_jax.data.images import Standardize as Standardize
+from dfa_jax.data.stream import Stream as Stream
 from dfa_jax.data.tfds import load_tfds as load_tfds

@@ -2,30 +2,57 @@
 
 import dataclasses
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jaxtyping import Array, Int32
 
+from dfa_jax.data.stream import Stream
 from dfa_jax.errors import InputError
 from dfa_jax.types import Batch
 
 
 class Dataset(NamedTuple):
-    """A data set in memory, ready to train on.
+    """A data set, ready to train on.
 
     Attributes:
         name: as the configuration spells it.
-        train: inputs `[n, height, width, channels]` float32 and targets `[n]` int32, NumPy arrays.
+        train: inputs `[n, height, width, channels]` float32 and targets `[n]` int32, NumPy arrays;
+            or a stream of them, whose `inputs` and `targets` are only shapes and types.
         test: the same for the examples that measure; a validation set where one was asked for.
         num_classes: targets are in `[0, num_classes)`.
+        shift: what a stored 0 is as a pixel in [0, 1], a number or `[channels]`.
+        scale: what a stored 1 is above that, likewise: `pixels = scale * inputs + shift`.
     """
 
     name: str
-    train: Batch
-    test: Batch
+    train: Batch | Stream
+    test: Batch | Stream
     num_classes: int
+    shift: Any = 0.0
+    scale: Any = 1.0
+
+
+def check_labels(dataset: Dataset) -> None:
+    """Refuses integer targets outside of the classes, which a loss would take for others.
+
+    A stream does so itself, as it reads.
+
+    Raises:
+        InputError: names the split, the labels found and those expected.
+    """
+    for split in ("train", "test"):
+        labels = getattr(dataset, split).targets
+        if not isinstance(labels, np.ndarray | jax.Array) or not labels.size:
+            continue
+        if not np.issubdtype(labels.dtype, np.integer):
+            continue
+        if labels.min() < 0 or labels.max() >= dataset.num_classes:
+            raise InputError(
+                f"data set '{dataset.name}' has labels {labels.min()} to {labels.max()} in its"
+                f" {split} split; expected 0 to {dataset.num_classes - 1}"
+            )
 
 
 class ImageArrays(NamedTuple):

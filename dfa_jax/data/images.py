@@ -7,9 +7,10 @@ from typing import Literal
 import jax
 import numpy as np
 
-from dfa_jax.data.base import Dataset, ImageArrays
+from dfa_jax.data.base import Dataset
 from dfa_jax.data.digits import load_digits
-from dfa_jax.data.tfds import load_tfds
+from dfa_jax.data.stream import Stream
+from dfa_jax.data.tfds import load_tfds, open_tfds
 from dfa_jax.errors import InputError, check_choices
 from dfa_jax.types import Batch
 
@@ -17,6 +18,7 @@ Standardize = Literal["pixel_range", "scalar", "channel"]
 """Pixels in [0, 1]; or mean 0 and deviation 1 over all pixels; or the same for each channel."""
 
 _CHUNK = 1024  # images; bounds the float64 copies
+_MEASURED = 1000  # training images of a stream that its mean and deviation are of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,10 +31,14 @@ class ImageData:
         num_train: training examples to use, the first of a fixed shuffled order; default all.
         num_test: test (or validation) examples to use, chosen likewise; default all.
         num_validation: training examples set aside to replace the test set, for tuning; 0 for none.
-        image_size: side of the square to resize to, pixels; default as stored.
+        image_size: side of the square to resize to, pixels; default as stored. A streamed image is
+            first cut to the largest square in its middle; others are stretched.
         label_noise: fraction of the training labels that are replaced by classes drawn at random,
             among which may be the right one.
         standardize: to [0, 1], or to mean 0 and deviation 1 of all training pixels or by channel.
+        stream: decode images when a step needs them, for TFDS sets that do not fit in memory or
+            whose images have several shapes; mean and deviation are then of the first 1,000
+            training examples in use, or of all if there are fewer.
     """
 
     name: str = "digits"
@@ -43,6 +49,7 @@ class ImageData:
     image_size: int | None = None
     label_noise: float = 0.0
     standardize: Standardize = "scalar"
+    stream: bool = False
 
     def __post_init__(self):
         if not self.name:
@@ -66,10 +73,15 @@ class ImageData:
         """Reads, selects, resizes and standardises; statistics are of the training examples in use.
 
         Raises:
-            InputError: as `load_tfds`, or more examples are asked for than there are.
+            InputError: as `load_tfds`, or more examples are asked for than there are; a stream also
+                needs `image_size` for images of several shapes, and reads on in `Stream.take`.
         """
+        if self.stream:
+            return self._open_streams()
         source = load_digits() if self.name == "digits" else load_tfds(self.name, self.data_dir)
-        train, test = self._select(source)
+        train_order, test_order = self._select(len(source.train.targets), len(source.test.targets))
+        train = _take(source.train, train_order)
+        test = _take(source.train if self.num_validation else source.test, test_order)
         images = _resized(train.inputs, self.image_size)
         if self.standardize == "pixel_range":
             shift, scale = np.zeros((), np.float32), np.full((), source.pixel_max, np.float32)
@@ -84,11 +96,41 @@ class ImageData:
             train=Batch(images, _corrupted(train.targets, self.label_noise, source.num_classes)),
             test=Batch(test_images, test.targets),
             num_classes=source.num_classes,
+            shift=shift / source.pixel_max,
+            scale=scale / source.pixel_max,
         )
 
-    def _select(self, source: ImageArrays) -> tuple[Batch, Batch]:
-        """The examples in use; validation examples are the last of the training order."""
-        order = _order(len(source.train.targets))
+    def _open_streams(self) -> Dataset:
+        """As `load`, but of the images only those that the statistics need are read."""
+        if self.name == "digits":
+            raise InputError(
+                "stream is true but 'digits' is in memory; set it to false, or name a TFDS set"
+            )
+        stored_train, stored_test = open_tfds(self.name, self.data_dir)
+        train_order, test_order = self._select(len(stored_train), len(stored_test))
+        stored_test = stored_train if self.num_validation else stored_test
+        num_classes = stored_train.num_classes
+        train = Stream(
+            stored_train,
+            train_order,
+            self.image_size,
+            _new_labels(len(train_order), self.label_noise, num_classes),
+        )
+        test = Stream(stored_test, test_order, self.image_size)
+        if self.standardize == "pixel_range":
+            shift, scale = np.zeros((), np.float32), np.full((), 255, np.float32)
+        else:
+            images = train.read(np.arange(min(_MEASURED, len(train)))).inputs
+            shift, scale = _mean_and_deviation(images, by_channel=self.standardize == "channel")
+        train, test = (dataclasses.replace(s, shift=shift, scale=scale) for s in (train, test))
+        return Dataset(self.name, train, test, num_classes, shift / 255, scale / 255)
+
+    def _select(self, num_train: int, num_test: int) -> tuple[np.ndarray, np.ndarray]:
+        """Which of the stored examples to train and test on, in order.
+
+        With validation the latter are of the training split too, the last ones of its order.
+        """
+        order = _order(num_train)
         num_left = len(order) - self.num_validation
         if num_left < 1:
             raise InputError(
@@ -97,10 +139,8 @@ class ImageData:
             )
         train = _first("num_train", self.num_train, order[:num_left], "training")
         if self.num_validation:
-            test = _first("num_test", self.num_test, order[num_left:], "validation")
-            return _take(source.train, train), _take(source.train, test)
-        test = _first("num_test", self.num_test, _order(len(source.test.targets)), "test")
-        return _take(source.train, train), _take(source.test, test)
+            return train, _first("num_test", self.num_test, order[num_left:], "validation")
+        return train, _first("num_test", self.num_test, _order(num_test), "test")
 
 
 def _order(num_examples: int) -> np.ndarray:
@@ -124,10 +164,16 @@ def _take(batch: Batch, order: np.ndarray) -> Batch:
 
 def _corrupted(labels: np.ndarray, fraction: float, num_classes: int) -> np.ndarray:
     """The labels with a fraction of them redrawn; always the same ones."""
+    new = _new_labels(len(labels), fraction, num_classes)
+    return np.where(new < 0, labels, new).astype(labels.dtype)
+
+
+def _new_labels(num_labels: int, fraction: float, num_classes: int) -> np.ndarray:
+    """Labels for a fraction of the examples, drawn at random, and -1 for the others; int32."""
     random = np.random.RandomState(1)
-    chosen = random.random_sample(len(labels)) < fraction
-    drawn = random.randint(num_classes, size=len(labels))
-    return np.where(chosen, drawn, labels).astype(labels.dtype)
+    chosen = random.random_sample(num_labels) < fraction
+    drawn = random.randint(num_classes, size=num_labels)
+    return np.where(chosen, drawn, -1).astype(np.int32)
 
 
 def _resized(images: np.ndarray, size: int | None) -> np.ndarray:

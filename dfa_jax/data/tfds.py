@@ -1,10 +1,8 @@
 """Image-classification sets in TensorFlow Datasets' prepared form, read without TensorFlow."""
 
-import contextlib
 import hashlib
 import os
 import pathlib
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -12,6 +10,7 @@ import numpy as np
 from dfa_jax.data.base import ImageArrays
 from dfa_jax.data.cache import cached_arrays
 from dfa_jax.data.locate import data_directory, find_prepared
+from dfa_jax.data.stored import StoredSplit, readable
 from dfa_jax.errors import InputError
 from dfa_jax.types import Batch
 
@@ -19,7 +18,9 @@ _CHUNK = 1000  # examples decoded at a time
 
 
 def load_tfds(name: str, data_dir: str | os.PathLike[str] | None = None) -> ImageArrays:
-    """The training split and the test split (else the validation split) of a prepared set.
+    """The training split and the test split of a prepared set.
+
+    If there is no test split, or its labels are not public, the validation split stands in for it.
 
     It opens the prepared folder with the reader under `tfds.data_source`, since that function would
     start to download a set that is missing. Decoded splits are cached (`dfa_jax.data.cache`).
@@ -32,7 +33,7 @@ def load_tfds(name: str, data_dir: str | os.PathLike[str] | None = None) -> Imag
         InputError: the set is unknown, not prepared, damaged, or not of 8-bit images of one shape.
     """
     folder = find_prepared(name, data_directory(data_dir))
-    with _readable(name, folder):
+    with readable(name, folder):
         import tensorflow_datasets as tfds  # slow to import
 
         builder = tfds.builder_from_directory(folder)
@@ -48,6 +49,33 @@ def load_tfds(name: str, data_dir: str | os.PathLike[str] | None = None) -> Imag
             f" {test.inputs.shape[1:]}; expected one shape"
         )
     return ImageArrays(name, train, test, num_classes, pixel_max=255)
+
+
+def open_tfds(
+    name: str, data_dir: str | os.PathLike[str] | None = None
+) -> tuple[StoredSplit, StoredSplit]:
+    """As `load_tfds`, but only opens the two splits, and images may have several shapes.
+
+    Raises:
+        InputError: the set is unknown, not prepared, damaged, empty, or not of 8-bit images.
+    """
+    folder = find_prepared(name, data_directory(data_dir))
+    with readable(name, folder):
+        import tensorflow_datasets as tfds  # slow to import
+
+        builder = tfds.builder_from_directory(folder)
+        features: Any = builder.info.features
+        num_classes = _check_features(name, features)
+        # TFDS would take a palette's indices for grey, and CMYK for RGBA; Pillow knows better.
+        encoded = {"image": tfds.decode.SkipDecoding()}
+        train, test = (
+            StoredSplit(name, split, folder, source, features["image"].shape, num_classes)
+            for split, source in _open_splits(name, builder, encoded).items()
+        )
+    for split in (train, test):
+        if not len(split):
+            raise InputError(f"data set {split.where} is empty; prepare the set again")
+    return train, test
 
 
 def _check_features(name: str, features: Any) -> int:
@@ -67,16 +95,21 @@ def _check_features(name: str, features: Any) -> int:
     return label.num_classes
 
 
-def _open_splits(name: str, builder: Any) -> dict[str, Any]:
-    """The training split, then the one to test on."""
+def _open_splits(name: str, builder: Any, decoders: Any = None) -> dict[str, Any]:
+    """The training split, then the one to test on: 'test' if it has labels, else 'validation'."""
     splits = builder.info.splits
-    test_split = "test" if "test" in splits else "validation"
-    if "train" not in splits or test_split not in splits:
+    test_splits = [split for split in ("test", "validation") if split in splits]
+    if "train" not in splits or not test_splits:
         raise InputError(
             f"data set '{name}' has splits {', '.join(splits)}; expected 'train' and one of 'test'"
             " and 'validation'"
         )
-    return {split: builder.as_data_source(split) for split in ("train", test_split)}
+    sources = {
+        split: builder.as_data_source(split, decoders=decoders) for split in ("train", *test_splits)
+    }
+    hidden = len(sources[test_splits[0]]) and sources[test_splits[0]][0]["label"] < 0
+    kept = test_splits[-1] if hidden else test_splits[0]  # ImageNet's test labels are secret
+    return {split: sources[split] for split in ("train", kept)}
 
 
 def _fingerprint(folder: pathlib.Path) -> str:
@@ -114,24 +147,3 @@ def _decode(where: str, source: Any) -> dict[str, np.ndarray]:
                 )
             images[i], labels[i] = example["image"], example["label"]
     return {"images": images, "labels": labels}
-
-
-@contextlib.contextmanager
-def _readable(name: str, folder: pathlib.Path) -> Iterator[None]:
-    """Turns what TFDS raises over a damaged set into one line."""
-    remedy = f"`python -m dfa_jax.data.prepare {name} --data-dir OTHER_FOLDER`"
-    try:
-        yield
-    except InputError:
-        raise
-    except NotImplementedError as error:
-        raise InputError(
-            f"data set '{name}' in {folder} is not stored as array_record, and other formats need"
-            f" TensorFlow to read; prepare it anew with {remedy}"
-        ) from error
-    except Exception as error:  # TFDS, array_record, protobuf and Pillow share no base class
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(
-            f"data set '{name}' in {folder} cannot be read ({reason}); prepare it anew with"
-            f" {remedy}"
-        ) from error

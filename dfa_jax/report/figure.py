@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from dfa_jax.report import panel, series, style
-from dfa_jax.report.recipe import BASELINE, group_of
+from dfa_jax.report.recipe import BASELINE, group_of, label_of
 from dfa_jax.report.series import Series
 from dfa_jax.report.statistics import summarise
 from dfa_jax.report.style import Theme
@@ -32,14 +32,14 @@ def learning_curves(records: Sequence[RunRecord], theme: Theme) -> Figure:
     aligned = bool(series.aligned_sites(informative(records)))
     figure, axes = panel.panels(1 + aligned, len(groups))
     for column, group in enumerate(groups):
-        runs = by_rule([record for record in records if group_of(record.variant) == group])
+        runs = by_label([record for record in records if group_of(record.variant) == group])
         draw_error(axes[0, column], runs, theme)
         axes[0, column].set_title(", ".join(filter(None, ["Test error", group])))
         if aligned:
             draw_alignment(axes[1, column], runs, theme)
             axes[1, column].set_title(", ".join(filter(None, ["Gradient alignment", group])))
     panel.log_percent_axis(axes[0])
-    panel.rule_legend(figure, list(by_rule(records)), theme)
+    panel.rule_legend(figure, list(by_label(records)), theme)
     return figure
 
 
@@ -48,7 +48,7 @@ def depth(records: Sequence[RunRecord], theme: Theme) -> Figure:
     figure, axes = panel.panels(2, 2)
     test, train, mean_alignment, by_layer = axes.flat
     depths = sorted({num_layers(run) for run in records})
-    for rule, runs in by_rule(records).items():
+    for rule, runs in by_label(records).items():
         panel.line(test, against_depth(runs, series.test_error), rule, theme)
         panel.line(train, against_depth(runs, series.train_error), rule, theme)
         aligned = [run for run in informative(runs) if series.aligned_sites([run])]
@@ -66,7 +66,7 @@ def depth(records: Sequence[RunRecord], theme: Theme) -> Figure:
     for axis in (test, train, mean_alignment):
         panel.count_axis(axis, "hidden layers", depths)
     panel.count_axis(by_layer, "layer, from the input")
-    panel.rule_legend(figure, list(by_rule(records)), theme)
+    panel.rule_legend(figure, list(by_label(records)), theme)
     return figure
 
 
@@ -76,11 +76,11 @@ FIGURES: dict[str, Callable[[Sequence[RunRecord], Theme], Figure]] = {
 }
 
 
-def by_rule(records: Sequence[RunRecord]) -> dict[str, list[RunRecord]]:
-    """The records of each rule."""
+def by_label(records: Sequence[RunRecord]) -> dict[str, list[RunRecord]]:
+    """The records of each learning rule, by what the recipe calls it."""
     grouped: dict[str, list[RunRecord]] = {}
     for record in records:
-        grouped.setdefault(record.rule, []).append(record)
+        grouped.setdefault(label_of(record.variant), []).append(record)
     return grouped
 
 

@@ -7,7 +7,7 @@ from html import escape
 
 from dfa_jax.report import figure, provenance, style, table, text, verdict
 from dfa_jax.report.recipe import Recipe
-from dfa_jax.report.table import Row
+from dfa_jax.report.table import OrderRow, Row
 from dfa_jax.report.template import PAGE
 from dfa_jax.train.records import RunRecord
 
@@ -19,7 +19,7 @@ def html(recipe: Recipe, records: Sequence[RunRecord]) -> str:
         title=escape(recipe.title),
         paper=escape(recipe.paper),
         badges="".join(f"<span>{escape(badge)}</span>" for badge in badges(recipe, records)),
-        verdicts=verdicts(rows),
+        verdicts=verdicts(rows, table.orders(recipe, records)),
         light=png(recipe, records, "light"),
         dark=png(recipe, records, "dark"),
         alt=escape(f"Figure: {recipe.title}"),
@@ -55,10 +55,10 @@ def badges(recipe: Recipe, records: Sequence[RunRecord]) -> list[str]:
     ]
 
 
-def verdicts(rows: Sequence[Row]) -> str:
+def verdicts(rows: Sequence[Row], orders: Sequence[OrderRow]) -> str:
     """The findings as list items."""
-    published = verdict.on_published(rows)
-    items = [escape(published)] if published else []
+    found = (verdict.on_published(rows), verdict.on_orders(orders))
+    items = [escape(sentence) for sentence in found if sentence]
     items += [
         f"{chip(rule)}<b>{escape(style.label(rule))}</b>: {escape(sentence)}"
         for rule, sentence in verdict.on_rules(rows).items()
@@ -81,9 +81,9 @@ def html_table(rows: Sequence[Row]) -> str:
         if row.group != group:
             group, span = row.group, len(line)
             parts.append(f'<tr class="group"><th colspan="{span}">{escape(group)}</th></tr>')
-        label = style.label(row.variant.rpartition("/")[2])
+        label = style.label(row.label)
         cells = "".join(f'<td class="{state(cell)}">{escape(cell)}</td>' for cell in line[1:])
-        parts.append(f"<tr><th>{chip(row.rule)}{escape(label)}</th>{cells}</tr>")
+        parts.append(f"<tr><th>{chip(row.label)}{escape(label)}</th>{cells}</tr>")
     return "".join(parts)
 
 

@@ -5,7 +5,7 @@ import pathlib
 from typing import Any
 
 from dfa_jax.errors import InputError
-from dfa_jax.report import catalogue, figure, page, plan, study, study_page, table
+from dfa_jax.report import catalogue, figure, page, plan, study, study_page, table, tuning
 from dfa_jax.report import run as training
 from dfa_jax.report.recipe import Recipe
 from dfa_jax.report.study import Study
@@ -49,7 +49,7 @@ def publish(chosen: Recipe | Study, results_dir: pathlib.Path) -> str:
         shown = study_page.markdown(chosen, held)
         image, content = study_page.figure(chosen, held), study_page.html(chosen, held)
     else:
-        shown = table.markdown(chosen, table.rows(chosen, held))
+        shown = table.markdown(chosen, held)
         image, content = figure.draw(chosen.figure, held), page.html(chosen, held)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "table.md").write_text(shown)
@@ -66,7 +66,10 @@ def held_runs(chosen: Recipe | Study, results_dir: pathlib.Path) -> list[Any]:
     """
     if isinstance(chosen, Study):
         return study.matching(chosen, study.read(results_dir / chosen.source / RECORDS))
-    return plan.matching(chosen, records.read_runs(results_dir / chosen.name / RECORDS))
+    folder = results_dir / chosen.name
+    if chosen.tuning:
+        chosen = tuning.settled(chosen, tuning.read(chosen, folder))
+    return plan.matching(chosen, records.read_runs(folder / RECORDS))
 
 
 def listing(results_dir: pathlib.Path) -> str:

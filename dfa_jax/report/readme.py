@@ -4,8 +4,10 @@ import pathlib
 import re
 
 from dfa_jax.errors import InputError
-from dfa_jax.report import catalogue, finding, publish, study_page, table, text
+from dfa_jax.report import catalogue, finding, publish, study_page, table, text, verdict
+from dfa_jax.report.recipe import Recipe
 from dfa_jax.report.study import Study
+from dfa_jax.train.records import RunRecord
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 _MOST_ROWS = 8  # a longer table is one link away
@@ -43,7 +45,7 @@ def _recipe(name: str, results_dir: pathlib.Path) -> str:
         made = f"{len(held)} cases"
     else:
         rows = table.rows(chosen, held)
-        shown = _table(rows) if len(rows) <= _MOST_ROWS else []
+        shown = _table(rows) if len(rows) <= _MOST_ROWS else _sentences(chosen, held)
         made = f"{len(held)} runs, seeds {', '.join(map(str, chosen.seeds))}"
     source = (results_dir / getattr(chosen, "source", name)).as_posix()
     return "\n".join(
@@ -58,6 +60,13 @@ def _recipe(name: str, results_dir: pathlib.Path) -> str:
             f" [records]({source}/{publish.RECORDS}).",
         ]
     )
+
+
+def _sentences(recipe: Recipe, held: list[RunRecord]) -> list[str]:
+    """What a longer table comes to; where nothing was published, nothing."""
+    rows = table.rows(recipe, held)
+    found = (verdict.on_published(rows), verdict.on_orders(table.orders(recipe, held)))
+    return [" ".join(filter(None, found))] if any(found) else []
 
 
 def _table(rows: list[table.Row]) -> list[str]:

@@ -4,11 +4,11 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Literal
 
-from dfa_jax.errors import InputError, unknown
+from dfa_jax.errors import InputError, select, unknown
 from dfa_jax.train.config import TrainConfig
 
 BASELINE = "backprop"
-"""The rule that the others are compared with."""
+"""The registered name of the rule that the others are compared with."""
 
 Provenance = Literal[
     "paper abstract", "paper table", "second-hand", "memory, unverified", "own measurement"
@@ -41,6 +41,48 @@ class Expected:
 
 
 @dataclasses.dataclass(frozen=True)
+class Order:
+    """Which of two variants has the lower test error, according to a source.
+
+    Attributes:
+        better: the variant with the lower error.
+        worse: the other one.
+        source: where that stands.
+    """
+
+    better: str
+    worse: str
+    source: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Tuning:
+    """How each variant gets its learning rate before its runs, see `report.tuning`.
+
+    From the variant's own rate on, neighbours of the best rate so far are tried until both are
+    known: by the error on a validation split, which is cut from the training set.
+
+    Attributes:
+        factor: between neighbouring rates.
+        num_epochs: length of a trial.
+        num_validation: training examples set aside in a trial.
+        seed: of all trials.
+    """
+
+    num_epochs: float
+    num_validation: int
+    factor: float = 3.0
+    seed: int = 0
+
+    def __post_init__(self):
+        if not (self.factor > 1 and self.num_epochs > 0 and self.num_validation > 0):
+            raise InputError(
+                f"tuning has factor {self.factor}, num_epochs {self.num_epochs}, num_validation"
+                f" {self.num_validation}; expected a factor above 1 and the others positive"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
 class Recipe:
     """What to run and how to show it.
 
@@ -51,6 +93,8 @@ class Recipe:
         variants: configurations by label, "rule" or "group/rule", cheap ones first.
         seeds: each variant runs once a seed.
         expected: numbers to compare with.
+        orders: which variant should be better than which.
+        tuning: how learning rates are found; None for those of the variants.
         figure: name of the figure in `report.figure.FIGURES`.
         name: path under `configs/` without the suffix; `catalogue.load` sets it.
         header: the file's docstring; `catalogue.load` sets it.
@@ -62,6 +106,8 @@ class Recipe:
     variants: Mapping[str, TrainConfig]
     seeds: tuple[int, ...]
     expected: tuple[Expected, ...] = ()
+    orders: tuple[Order, ...] = ()
+    tuning: Tuning | None = None
     figure: Literal["learning_curves", "depth"] = "learning_curves"
     name: str = ""
     header: str = ""
@@ -72,9 +118,29 @@ class Recipe:
                 f"recipe '{self.title}' has {len(self.variants)} variants and seeds {self.seeds};"
                 " expected at least one variant, and seeds that differ"
             )
-        for number in self.expected:
-            if number.variant not in self.variants:
-                raise InputError(unknown("variant", number.variant, self.variants))
+        for variant in self.compared:
+            if variant not in self.variants:
+                raise InputError(unknown("variant", variant, self.variants))
+
+    @property
+    def compared(self) -> list[str]:
+        """The variants that numbers and orders are about."""
+        ordered = [variant for order in self.orders for variant in (order.better, order.worse)]
+        return [*(number.variant for number in self.expected), *ordered]
+
+    def only(self, pattern: str) -> "Recipe":
+        """The recipe with those variants alone whose labels match a glob pattern.
+
+        Raises:
+            InputError: there are none.
+        """
+        kept = select("variant", pattern, self.variants)
+        return dataclasses.replace(
+            self,
+            variants={label: self.variants[label] for label in kept},
+            expected=tuple(number for number in self.expected if number.variant in kept),
+            orders=tuple(o for o in self.orders if {o.better, o.worse} <= set(kept)),
+        )
 
     def with_seeds(self, count: int) -> "Recipe":
         """The recipe with seeds 0, 1, ..., count - 1."""
@@ -90,3 +156,12 @@ def group_of(variant: str) -> str:
     ('tanh', '')
     """
     return variant.rpartition("/")[0]
+
+
+def label_of(variant: str) -> str:
+    """What stands behind the last "/" of a label; it has a colour and marker of its own.
+
+    >>> label_of("tanh/backprop"), label_of("backprop")
+    ('backprop', 'backprop')
+    """
+    return variant.rpartition("/")[2]

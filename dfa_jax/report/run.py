@@ -3,14 +3,16 @@
 import dataclasses
 import pathlib
 import statistics
+import time
 from collections.abc import Callable, Sequence
 
-from dfa_jax.report import plan
+from dfa_jax.errors import DivergedError
+from dfa_jax.report import plan, tuning
 from dfa_jax.report.recipe import Recipe
 from dfa_jax.report.series import test_error
 from dfa_jax.report.text import duration
 from dfa_jax.train import loop, records
-from dfa_jax.train.config import TrainConfig, to_dict
+from dfa_jax.train.config import TrainConfig, rule_name, to_dict
 from dfa_jax.train.records import RunRecord
 
 
@@ -37,6 +39,8 @@ def run(
     Raises:
         InputError: a recorded run has another configuration and `overwrite` is not set.
     """
+    if recipe.tuning:
+        recipe = tuned(recipe, path.with_name(tuning.FILE), data_dir, overwrite, say)
     if overwrite:
         drop_outdated(recipe, path)
     held = plan.matching(recipe, records.read_runs(path))
@@ -44,18 +48,66 @@ def run(
     todo = [one for one in plan.plan(recipe) if (one.variant, one.seed) not in done]
     total = len(plan.plan(recipe))
     for place, one in enumerate(todo):
-        result = loop.fit(located(one.config, data_dir), progress=False)
-        record = dataclasses.replace(
-            result.record,
-            recipe=recipe.name,
-            variant=one.variant,
-            config=to_dict(one.config),  # the recipe's: where data lay is no part of a result
-        )
+        record = train(recipe, one.variant, one.config, data_dir)
         records.append(path, record)
         held.append(record)
         left = duration(seconds_left(todo[place + 1 :], held))
         say(f"[{total - len(todo) + place + 1}/{total}] {describe(record)}; {left} left")
     return plan.matching(recipe, held)
+
+
+def train(
+    recipe: Recipe, variant: str, config: TrainConfig, data_dir: pathlib.Path | None
+) -> RunRecord:
+    """One run of a recipe."""
+    result = loop.fit(located(config, data_dir), progress=False)
+    # The recipe's configuration: where data lay is no part of a result.
+    config_record = to_dict(config)
+    return dataclasses.replace(
+        result.record, recipe=recipe.name, variant=variant, config=config_record
+    )
+
+
+def tuned(
+    recipe: Recipe,
+    path: pathlib.Path,
+    data_dir: pathlib.Path | None,
+    overwrite: bool,
+    say: Callable[[str], None],
+) -> Recipe:
+    """The recipe at the best learning rates, after the trials that `path` does not hold yet."""
+    if overwrite:
+        drop_outdated(tuning.grid(recipe), path)
+
+    def trial(label: str, config: TrainConfig) -> RunRecord:
+        started = time.perf_counter()
+        try:
+            record = train(recipe, label, config, data_dir)
+            found = f"validation error {test_error(record.final):.2f} %"
+        except DivergedError:
+            record = diverged(recipe, label, config, time.perf_counter() - started)
+            found = "diverged"
+        records.append(path, record)
+        say(f"{label}, rate {config.optimizer.learning_rate:g}: {found}")
+        return record
+
+    return tuning.settled(recipe, tuning.search(recipe, tuning.read(recipe, path.parent), trial))
+
+
+def diverged(recipe: Recipe, variant: str, config: TrainConfig, seconds: float) -> RunRecord:
+    """The record of a trial whose loss is no longer finite: it has no curve."""
+    return RunRecord(
+        recipe=recipe.name,
+        variant=variant,
+        rule=rule_name(config.rule),
+        seed=config.seed,
+        num_params=0,
+        num_steps=0,
+        wall_seconds=seconds,
+        config=to_dict(config),
+        environment=records.environment(),
+        curve=(),
+    )
 
 
 def located(config: TrainConfig, data_dir: pathlib.Path | None) -> TrainConfig:

@@ -57,6 +57,12 @@ def train_error(evaluation: Evaluation) -> float:
     return 100 * (1 - evaluation.train_accuracy)
 
 
+def probe_error(evaluation: Evaluation) -> float | None:
+    """Test error of a linear classifier fitted to the features, %, where there was one."""
+    accuracy = evaluation.metrics.get("probe_test_accuracy")
+    return None if accuracy is None else 100 * (1 - accuracy)
+
+
 def alignment(evaluation: Evaluation) -> dict[str, float]:
     """Gradient alignment by site."""
     found = evaluation.metrics.items()

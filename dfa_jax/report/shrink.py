@@ -5,19 +5,28 @@ import math
 from typing import Any
 
 from dfa_jax.data import ImageData
+from dfa_jax.data.augment import Augmentation
 from dfa_jax.models import LocalMixer
 from dfa_jax.report.recipe import Recipe
 from dfa_jax.rules import LocalLosses
 from dfa_jax.train.config import TrainConfig
 
 WIDTH, CHANNELS = 8, 2
-_SMALL_MIXER = {"patches_per_side": 2, "channels": 16, "num_groups": 2}
+RATE = 0.01
+_SMALL_MIXER = {"num_blocks": 2, "patches_per_side": 2, "channels": 16, "num_groups": 2}
 
 
 def shrink(recipe: Recipe) -> Recipe:
-    """The recipe with one seed, small networks, and two epochs of few digits."""
+    """The recipe with one seed, small networks, and two epochs of few digits.
+
+    In place of a tuned learning rate, every variant has the same one.
+    """
     variants = {label: shrink_config(config) for label, config in recipe.variants.items()}
-    return dataclasses.replace(recipe, variants=variants, seeds=recipe.seeds[:1])
+    if recipe.tuning:
+        for label, config in variants.items():
+            optimizer = dataclasses.replace(config.optimizer, learning_rate=RATE)
+            variants[label] = dataclasses.replace(config, optimizer=optimizer)
+    return dataclasses.replace(recipe, variants=variants, seeds=recipe.seeds[:1], tuning=None)
 
 
 def shrink_config(config: TrainConfig) -> TrainConfig:
@@ -26,7 +35,7 @@ def shrink_config(config: TrainConfig) -> TrainConfig:
     small: dict[str, Any] = {"num_outputs": 10} if images else {}
     rule = config.rule
     if isinstance(config.model, LocalMixer):
-        small |= _SMALL_MIXER | {"num_blocks": min(config.model.num_blocks, 2)}
+        small |= _SMALL_MIXER
         if isinstance(rule, LocalLosses) and rule.num_groups > 1:
             rule = dataclasses.replace(rule, num_groups=_SMALL_MIXER["num_groups"])
     for field, size in (("widths", WIDTH), ("channels", CHANNELS)):
@@ -40,9 +49,16 @@ def shrink_config(config: TrainConfig) -> TrainConfig:
         else dataclasses.replace(config.data, num_train=64),
         model=config.model.clone(**small),
         rule=rule,
+        augment=_colourless(config.augment),
+        second_view=_colourless(config.second_view),
         batch_size=32,
         num_epochs=2,
         eval_every=1,
         log_evaluations=min(config.log_evaluations, 3),
         alignment_examples=min(config.alignment_examples, 16),
     )
+
+
+def _colourless(augment: Augmentation) -> Augmentation:
+    """What can be done to digits, which have one channel."""
+    return dataclasses.replace(augment, color_jitter=0.0, grayscale=0.0)

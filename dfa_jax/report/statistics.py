@@ -8,6 +8,8 @@ import numpy as np
 import scipy.stats
 
 CONFIDENCE = 0.95
+SIGNIFICANT = 0.01
+"""The p-value below which a difference is called one."""
 
 
 class Summary(NamedTuple):

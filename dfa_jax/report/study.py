@@ -13,7 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from matplotlib.figure import Figure
 
-from dfa_jax.errors import InputError
+from dfa_jax.errors import InputError, select
 from dfa_jax.report.finding import Finding
 from dfa_jax.report.style import Theme
 from dfa_jax.report.text import duration
@@ -72,6 +72,15 @@ class Study:
     def source(self) -> str:
         """The folder under `results/` whose records it reads."""
         return self.shares or self.name
+
+    def only(self, pattern: str) -> "Study":
+        """The study with those cases alone whose labels match a glob pattern.
+
+        Raises:
+            InputError: there are none.
+        """
+        kept = select("case", pattern, self.cases)
+        return dataclasses.replace(self, cases={label: self.cases[label] for label in kept})
 
     def with_seeds(self, number: int) -> "Study":
         """Refused: a study's seeds are in its cases.

@@ -3,18 +3,35 @@
 import dataclasses
 import statistics
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from dfa_jax.report import series, text
-from dfa_jax.report.recipe import BASELINE, Expected, Quantity, Recipe, group_of
-from dfa_jax.report.statistics import Difference, Summary, paired_difference, summarise
+from dfa_jax.report.recipe import (
+    BASELINE,
+    Expected,
+    Order,
+    Quantity,
+    Recipe,
+    group_of,
+    label_of,
+)
+from dfa_jax.report.statistics import (
+    SIGNIFICANT,
+    Difference,
+    Summary,
+    paired_difference,
+    summarise,
+)
 from dfa_jax.train.records import RunRecord
 
 HEADINGS = (
     "variant",
+    "rate",
     "n",
     "test error, %",
     "minus backprop",
     "train error, %",
+    "probe error, %",
     "published, %",
     "verdict",
     "s / run",
@@ -23,6 +40,16 @@ CAPTION = (
     "Mean ± half of the 95 % interval (Student's t) over n seeds, all on the same test set."
     " *Minus backprop*: paired by seed, with the p-value of the paired t test. *Train error*: over"
     " the last evaluation interval's training batches. *s / run*: median."
+)
+ORDER_HEADINGS = ("order", "source", "difference of test errors", "verdict")
+ON_ORDERS = "An order is *reproduced* if the paired difference is below zero at p < 0.01."
+ON_TUNING = (
+    "*Rate*: the learning rate with the lowest error on validation examples cut from the training"
+    " set, the test set unseen; every trial is in tuning.jsonl beside the records."
+)
+ON_PROBES = (
+    "These runs learn without labels: *test error* and *train error* are of a linear readout that"
+    " is learned beside the run, *probe error* of one fitted to the features in the end."
 )
 ON_VERDICTS = "A published number is *reproduced* if its interval and ours overlap."
 
@@ -39,6 +66,8 @@ class Row:
         train: training error, %.
         difference: of the test error from backpropagation's in the same group; None for that one.
         published: numbers to compare with.
+        rate: the learning rate, where it was tuned.
+        probe: test error, %, of a linear classifier fitted to the last features, where one was.
         seconds: wall time of a run, the median, since a first run compiles.
     """
 
@@ -50,6 +79,13 @@ class Row:
     difference: Difference | None
     published: tuple[Expected, ...]
     seconds: float
+    rate: float | None = None
+    probe: Summary | None = None
+
+    @property
+    def label(self) -> str:
+        """What the recipe calls the rule."""
+        return label_of(self.variant)
 
     def measured(self, quantity: Quantity) -> Summary:
         """Our value of a published quantity."""
@@ -58,18 +94,30 @@ class Row:
 
 def rows(recipe: Recipe, records: Sequence[RunRecord]) -> list[Row]:
     """One row per variant that has runs, in the recipe's order."""
-    by_variant: dict[str, list[RunRecord]] = {}
-    for record in records:
-        by_variant.setdefault(record.variant, []).append(record)
+    by_variant = _by_variant(records)
     return [
         _row(recipe, variant, by_variant) for variant in recipe.variants if variant in by_variant
     ]
 
 
+def _by_variant(records: Sequence[RunRecord]) -> dict[str, list[RunRecord]]:
+    found: dict[str, list[RunRecord]] = {}
+    for record in records:
+        found.setdefault(record.variant, []).append(record)
+    return found
+
+
 def _row(recipe: Recipe, variant: str, by_variant: dict[str, list[RunRecord]]) -> Row:
     runs = by_variant[variant]
     group = group_of(variant)
-    baseline = by_variant.get(f"{group}/{BASELINE}" if group else BASELINE, [])
+    baseline = next(
+        (
+            of_variant
+            for variant, of_variant in by_variant.items()
+            if group_of(variant) == group and of_variant[0].rule == BASELINE
+        ),
+        [],
+    )
     return Row(
         variant=variant,
         group=group,
@@ -79,7 +127,15 @@ def _row(recipe: Recipe, variant: str, by_variant: dict[str, list[RunRecord]]) -
         difference=None if runs is baseline else _difference(runs, baseline),
         published=tuple(number for number in recipe.expected if number.variant == variant),
         seconds=statistics.median(run.wall_seconds for run in runs),
+        probe=_probe(runs),
+        rate=runs[0].config["optimizer"]["learning_rate"] if recipe.tuning else None,
     )
+
+
+def _probe(runs: Sequence[RunRecord]) -> Summary | None:
+    found = [series.probe_error(run.final) for run in runs]
+    known = [error for error in found if error is not None]
+    return summarise(known) if known else None
 
 
 def _difference(runs: Sequence[RunRecord], baseline: Sequence[RunRecord]) -> Difference | None:
@@ -87,15 +143,48 @@ def _difference(runs: Sequence[RunRecord], baseline: Sequence[RunRecord]) -> Dif
     return paired_difference(*errors)
 
 
+class OrderRow(NamedTuple):
+    """What became of an order: the better variant's test error minus the worse one's, by seed."""
+
+    order: Order
+    difference: Difference
+
+    @property
+    def verdict(self) -> str:
+        """Whether chance would make such a difference in one of a hundred repetitions."""
+        if self.difference.p_value is None or self.difference.p_value >= SIGNIFICANT:
+            return "not established"
+        return "reproduced" if self.difference.mean < 0 else "not reproduced: reversed"
+
+
+def orders(recipe: Recipe, records: Sequence[RunRecord]) -> list[OrderRow]:
+    """Every order of which both variants have runs of the same seed."""
+    by_variant = _by_variant(records)
+    found = []
+    for order in recipe.orders:
+        sides = (by_variant.get(order.better, []), by_variant.get(order.worse, []))
+        if difference := _difference(*sides):
+            found.append(OrderRow(order, difference))
+    return found
+
+
+def order_cells(row: OrderRow) -> tuple[str, ...]:
+    """An order's texts under `ORDER_HEADINGS`."""
+    claim = f"{row.order.better} below {row.order.worse}"
+    return claim, row.order.source, text.difference(row.difference), row.verdict
+
+
 def cells(row: Row) -> tuple[str, ...]:
     """A row's texts under `HEADINGS`."""
     verdicts = [text.verdict(row.measured(number.quantity), number) for number in row.published]
     return (
         row.variant,
+        text.NOTHING if row.rate is None else f"{row.rate:g}",
         str(row.test.num_seeds),
         text.summary(row.test),
         text.difference(row.difference),
         text.summary(row.train),
+        text.NOTHING if row.probe is None else text.summary(row.probe),
         "; ".join(text.published(number) for number in row.published) or text.NOTHING,
         "; ".join(verdicts) or text.NOTHING,
         f"{row.seconds:.1f}",
@@ -109,15 +198,24 @@ def grid(table: Sequence[Row]) -> list[tuple[str, ...]]:
     return [tuple(line[i] for i in kept) for line in (HEADINGS, *lines)]
 
 
-def markdown(recipe: Recipe, table: Sequence[Row]) -> str:
-    """The table as Markdown, with its caption."""
-    headings, *lines = ["| " + " | ".join(line) + " |" for line in grid(table)]
+def markdown(recipe: Recipe, records: Sequence[RunRecord]) -> str:
+    """The table as Markdown, with its caption, and that of the orders if there are any."""
+    parts = [f"# {recipe.title}", _lines(grid(rows(recipe, records))), caption(recipe)]
+    if found := orders(recipe, records):
+        parts += [_lines([ORDER_HEADINGS, *map(order_cells, found)]), ON_ORDERS]
+    return "\n\n".join(parts) + "\n"
+
+
+def _lines(cells: Sequence[tuple[str, ...]]) -> str:
+    headings, *lines = ["| " + " | ".join(line) + " |" for line in cells]
     rule = "| --- |" + " ---: |" * (headings.count("|") - 2)
-    body = "\n".join([headings, rule, *lines])
-    return f"# {recipe.title}\n\n{body}\n\n{caption(recipe)}\n"
+    return "\n".join([headings, rule, *lines])
 
 
 def caption(recipe: Recipe) -> str:
     """How to read the table, and where the published numbers stand."""
     sources = "; ".join(dict.fromkeys(number.source for number in recipe.expected))
-    return f"{CAPTION} {ON_VERDICTS} Published numbers: {sources}." if sources else CAPTION
+    published = f" {ON_VERDICTS} Published numbers: {sources}." if sources else ""
+    is_contrastive = any(config.is_contrastive for config in recipe.variants.values())
+    probes = f" {ON_PROBES}" if is_contrastive else ""
+    return CAPTION + probes + (f" {ON_TUNING}" if recipe.tuning else "") + published

@@ -4,10 +4,8 @@ from collections.abc import Sequence
 
 from dfa_jax.report import style, text
 from dfa_jax.report.recipe import BASELINE
-from dfa_jax.report.statistics import Difference
-from dfa_jax.report.table import Row
-
-SIGNIFICANT = 0.01  # p-value below which a difference is called one
+from dfa_jax.report.statistics import SIGNIFICANT, Difference
+from dfa_jax.report.table import OrderRow, Row
 
 
 def on_published(rows: Sequence[Row]) -> str:
@@ -26,12 +24,25 @@ def on_published(rows: Sequence[Row]) -> str:
     return f"{met} (provenance of the numbers: {provenance}){gaps}."
 
 
+def on_orders(rows: Sequence[OrderRow]) -> str:
+    """How many orders were seen, and which were not; "" if there are none."""
+    if not rows:
+        return ""
+    missed = [
+        f"{style.label(row.order.better)} below {style.label(row.order.worse)} ({row.verdict})"
+        for row in rows
+        if row.verdict != "reproduced"
+    ]
+    met = f"{len(rows) - len(missed)} of {len(rows)} orders reproduced"
+    return f"{met}{'; the others: ' if missed else ''}{', '.join(missed)}."
+
+
 def on_rules(rows: Sequence[Row]) -> dict[str, str]:
     """A sentence per rule that was compared with backpropagation."""
     compared = [row for row in rows if row.rule != BASELINE and row.difference]
     return {
-        rule: on_rule([row for row in compared if row.rule == rule])
-        for rule in dict.fromkeys(row.rule for row in compared)
+        label: on_rule([row for row in compared if row.label == label])
+        for label in dict.fromkeys(row.label for row in compared)
     }
 
 

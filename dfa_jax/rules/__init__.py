@@ -3,6 +3,7 @@
 from dfa_jax.rules.activity_forward_gradient import (
     ActivityForwardGradient as ActivityForwardGradient,
 )
+from dfa_jax.rules.algorithms import local_algorithms as local_algorithms
 from dfa_jax.rules.backprop import Backprop as Backprop
 from dfa_jax.rules.base import ChainRule as ChainRule
 from dfa_jax.rules.base import GradEstimate as GradEstimate

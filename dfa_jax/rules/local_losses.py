@@ -16,6 +16,7 @@ from dfa_jax.autodiff.objective import HEADS, OUTPUTS, Losses, Objective, Reach
 from dfa_jax.autodiff.replicate import REPLICATED, Aggregator
 from dfa_jax.errors import InputError
 from dfa_jax.keys import named_key
+from dfa_jax.losses import couples_examples
 from dfa_jax.models.base import LinearMap, Model, Site, from_linen
 from dfa_jax.models.local_mixer import layer_norm
 from dfa_jax.models.mlp import KERNEL_INITS, KernelInit
@@ -51,7 +52,8 @@ class LocalLosses(LearningRule):
         normalize: layer normalisation, without parameters, of what a head reads, before patches
             are averaged.
         head_init: start of the heads' kernels, see `models.MLP`.
-        aggregator: `fused`: all losses of a block cost one; `naive`: each for itself.
+        aggregator: `fused`: all losses of a block cost one; `naive`: each for itself, which a loss
+            needs that couples examples (`losses.couples_examples`).
 
     Source: Ren et al. (2023), arXiv 2210.03310.
     """
@@ -171,8 +173,17 @@ class LocalObjective(Objective):
             return loss(x.mean(-3), head, targets)
         if not self.rule.patchwise:
             x, patches = x.mean(-3, keepdims=True), ()
+        self._check_aggregator()
         each = REPLICATED[self.rule.aggregator](loss, x, head, targets)  # [*batch, patch, group]
         return each.reshape(*batch, *patches, *([groups] if groups > 1 else []))
+
+    def _check_aggregator(self) -> None:
+        if self.rule.aggregator == "fused" and couples_examples(self.loss_fn):
+            raise InputError(
+                "aggregator is 'fused', which tells each example the slope of its own loss, and the"
+                " loss couples examples; use aggregator 'naive', or a loss with a stopped"
+                " comparison, as nt_xent"
+            )
 
     def draw_heads(self, key: PRNGKey, params: Params, batch: Batch) -> Params:
         """A linear map from every block's channels to as many outputs as the model has."""

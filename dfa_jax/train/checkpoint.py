@@ -3,6 +3,7 @@
 import pathlib
 from typing import Any
 
+import jax
 import orbax.checkpoint as ocp
 
 from dfa_jax.errors import InputError
@@ -32,7 +33,7 @@ class Checkpoints:
 
     def save(self, state: TrainState) -> None:
         """Writes the state under its step; a stop while writing leaves the one before whole."""
-        arguments = ocp.args.StandardSave(state._asdict())
+        arguments = ocp.args.StandardSave(_parts(state))
         self._manager.save(int(state.step), args=ocp.args.Composite(state=arguments))
 
     def restore(self, like: Any) -> TrainState:
@@ -41,7 +42,7 @@ class Checkpoints:
         Raises:
             InputError: the checkpoint is damaged.
         """
-        arguments = ocp.args.StandardRestore(like._asdict())
+        arguments = ocp.args.StandardRestore(_parts(like))
         try:
             restored = self._manager.restore(self.latest, args=ocp.args.Composite(state=arguments))
         except (KeyError, ValueError, OSError) as error:  # what Orbax raises over missing files
@@ -51,3 +52,11 @@ class Checkpoints:
                 " on from the one before, or start again with --overwrite"
             ) from error
         return TrainState(**restored["state"])
+
+
+def _parts(state: TrainState) -> dict[str, Any]:
+    """What is stored, by name; no `readout` where there is none, as before there were any."""
+    parts = state._asdict()
+    if not jax.tree.leaves(state.readout):
+        del parts["readout"]
+    return parts

@@ -9,13 +9,21 @@ import flax.linen as nn
 import numpy as np
 
 from dfa_jax.data import GaussianTargets, ImageData
+from dfa_jax.data.augment import NONE, Augmentation
 from dfa_jax.errors import InputError
-from dfa_jax.losses import LOSSES
+from dfa_jax.losses import LOSSES, is_contrastive
 from dfa_jax.models import MLP
 from dfa_jax.optim import Optimizer
 from dfa_jax.rules import RULES, Backprop, LearningRule
+from dfa_jax.train.readout import OnlineReadout
 
-Loss = Literal["softmax_cross_entropy", "sigmoid_cross_entropy", "squared_error"]
+Loss = Literal[
+    "softmax_cross_entropy",
+    "sigmoid_cross_entropy",
+    "squared_error",
+    "nt_xent",
+    "nt_xent_unstopped",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +36,12 @@ class TrainConfig:
         sites: its credit sites, submodule paths or glob patterns.
         blocks: where its blocks end, likewise, for local losses; none for the sites.
         rule: the learning rule.
-        loss: per example; the objective is its mean.
+        loss: per example; the objective is its mean. With a contrastive one (`nt_xent`) every image
+            of a batch is two rows, its views, the model's outputs are projections of any width, and
+            accuracies and the test loss are those of a linear readout of the features.
+        augment: random changes of every training image, or the first view of a contrastive run.
+        second_view: the second view, in a contrastive run alone.
+        readout: the classifier beside a contrastive run.
         optimizer: how gradients move parameters.
         batch_size: examples a step, over all devices.
         num_epochs: passes over the training set.
@@ -48,6 +61,9 @@ class TrainConfig:
     blocks: tuple[str, ...] = ()
     rule: LearningRule = Backprop()
     loss: Loss = "softmax_cross_entropy"
+    augment: Augmentation = NONE
+    second_view: Augmentation = NONE
+    readout: OnlineReadout = OnlineReadout()
     optimizer: Optimizer = Optimizer()
     batch_size: int = 128
     num_epochs: float = 10.0
@@ -69,6 +85,40 @@ class TrainConfig:
                 raise InputError(f"{name} is {value}; expected an integer from 0 to 2**31 - 1")
         if self.loss not in LOSSES:
             raise InputError(f"loss is '{self.loss}'; expected one of {', '.join(LOSSES)}")
+        self._check_views()
+
+    @property
+    def is_contrastive(self) -> bool:
+        """Whether the loss compares two views of each image."""
+        return is_contrastive(LOSSES[self.loss])
+
+    def _check_views(self) -> None:
+        """Refuses views of what are no images, or of too few."""
+        if isinstance(self.data, GaussianTargets):
+            for name in ("augment", "second_view"):
+                if getattr(self, name) != NONE:
+                    raise InputError(
+                        f"{name} changes images and data is {self.data}; leave it out, or choose"
+                        " ImageData"
+                    )
+            if self.is_contrastive:
+                raise InputError(
+                    f"loss '{self.loss}' compares views of images and data is {self.data}; choose"
+                    " ImageData, or another loss"
+                )
+        if not self.is_contrastive:
+            return
+        for name in ("batch_size", "alignment_examples"):
+            if getattr(self, name) == 1:
+                raise InputError(
+                    f"{name} is 1, and loss '{self.loss}' compares an image with others; expected"
+                    " at least 2"
+                )
+        if getattr(self.model, "zero_readout", False):
+            raise InputError(
+                f"zero_readout is true: all outputs are zero, where loss '{self.loss}' has no"
+                " gradient, and the readout would never learn; set it to false"
+            )
 
     def num_steps(self, steps_per_epoch: int) -> int:
         """Optimiser steps of the run, at least one."""

@@ -14,7 +14,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from dfa_jax import metrics, tree
-from dfa_jax.data import EpochShuffle
+from dfa_jax.data import EpochShuffle, Stream
+from dfa_jax.data.base import check_labels
 from dfa_jax.errors import DivergedError, InputError
 from dfa_jax.losses import LOSSES
 from dfa_jax.train import loop
@@ -52,8 +53,13 @@ def fit_ensemble(
         seeds, and `seed_similarity/<map>` by linear map. The first point is step 0.
 
     Raises:
-        InputError: no seeds, no `feedback_seed`, or a loss that is no longer finite.
+        InputError: no seeds, no `feedback_seed`, streamed data, a contrastive loss, or a loss that
+            is no longer finite.
     """
+    if config.is_contrastive:
+        raise InputError(
+            f"loss is '{config.loss}', and an ensemble is measured on single images; train with fit"
+        )
     if not seeds or config.feedback_seed is None:
         raise InputError(
             f"seeds are {list(seeds)} and feedback_seed is {config.feedback_seed}; expected one or"
@@ -88,6 +94,12 @@ def _prepare(
 ) -> tuple[Program, Batch, list[EpochShuffle]]:
     """What the compiled functions depend on, the data on the device, its order for each seed."""
     dataset = config.data.load()
+    if isinstance(dataset.train, Stream):
+        raise InputError(
+            f"data set '{dataset.name}' is streamed, and an ensemble trains on data in memory; set"
+            " stream to false, or train seed by seed with train.fit"
+        )
+    check_labels(dataset)
     num_train = len(dataset.train.targets)
     sources = [EpochShuffle(num_train, config.batch_size, seed) for seed in seeds]
     program = loop.make_program(config, dataset, config.num_steps(sources[0].steps_per_epoch))

@@ -1,12 +1,12 @@
 """The loop: it schedules steps, evaluations and checkpoints, and computes nothing itself.
 
 Many steps run in one dispatch, on data that is already on the device; while they run, the numbers
-of the dispatch before are fetched and shown.
+of the dispatch before are fetched and shown, and of a stream, the images of the next are decoded.
 """
 
 import contextlib
-import dataclasses
 import functools
+import itertools
 import math
 import pathlib
 import time
@@ -17,20 +17,20 @@ import jax.numpy as jnp
 import numpy as np
 import tensorboardX
 import tqdm
-from jax.sharding import Mesh
 from jaxtyping import Array, Int
 
 from dfa_jax import metrics, tree
-from dfa_jax.data import Dataset, EpochShuffle
+from dfa_jax.data import Dataset, EpochShuffle, Stream, feed
+from dfa_jax.data.base import check_labels
 from dfa_jax.errors import DivergedError, InputError
-from dfa_jax.losses import LOSSES
-from dfa_jax.models import Model, from_linen
-from dfa_jax.optim import Optimizer
-from dfa_jax.rules import LearningRule
+from dfa_jax.losses import LOSSES, softmax_cross_entropy
+from dfa_jax.models import Model
 from dfa_jax.train import sharding
 from dfa_jax.train.checkpoint import Checkpoints
 from dfa_jax.train.config import TrainConfig, rule_name, to_dict
 from dfa_jax.train.directory import RunDirectory
+from dfa_jax.train.probe import linear_probe
+from dfa_jax.train.program import Program, make_program
 from dfa_jax.train.records import Evaluation, RunRecord, environment
 from dfa_jax.train.state import TrainState, init_state
 from dfa_jax.train.step import train_step
@@ -46,29 +46,6 @@ class Result(NamedTuple):
     record: RunRecord
     model: Model
     state: TrainState
-
-
-@dataclasses.dataclass(frozen=True)
-class Program:
-    """What the compiled functions depend on; equal programs share one compilation."""
-
-    model: Model
-    rule: LearningRule
-    loss: str
-    optimizer: Optimizer
-    num_steps: int
-    mesh: Mesh
-
-    @property
-    def parts(self) -> dict[str, Any]:
-        """The keyword arguments of `train_step`."""
-        tx = self.optimizer.build(self.num_steps)
-        return {"model": self.model, "rule": self.rule, "loss_fn": LOSSES[self.loss], "tx": tx}
-
-    @property
-    def initial_parts(self) -> dict[str, Any]:
-        """The keyword arguments of `init_state`."""
-        return {name: part for name, part in self.parts.items() if name != "loss_fn"}
 
 
 def fit(
@@ -99,6 +76,7 @@ def fit(
     4
     """
     dataset = config.data.load()
+    check_labels(dataset)
     if not np.issubdtype(dataset.train.targets.dtype, np.integer):
         raise InputError(
             f"data set '{dataset.name}' has no classes, and a run reports accuracy; train it with"
@@ -114,48 +92,6 @@ def fit(
         return run.train(progress, directory, checkpoints)
 
 
-def make_program(config: TrainConfig, dataset: Dataset, num_steps: int) -> Program:
-    """What the compiled functions of this run depend on.
-
-    Raises:
-        InputError: the devices, or the data, do not fit the configuration.
-    """
-    mesh = sharding.make_mesh(model_axis=config.model_axis, batch_size=config.batch_size)
-    model = _checked_model(config, dataset)
-    return Program(model, config.rule, config.loss, config.optimizer, num_steps, mesh)
-
-
-def _checked_model(config: TrainConfig, dataset: Dataset) -> Model:
-    """The model with its sites, after checking that it classifies as many classes as there are."""
-    example = jax.ShapeDtypeStruct(
-        (config.batch_size, *dataset.train.inputs.shape[1:]), dataset.train.inputs.dtype
-    )
-    try:
-        model = from_linen(config.model, config.sites, example, blocks=config.blocks)
-        params = jax.eval_shape(model.init, jax.random.key(0), example)
-        outputs = jax.eval_shape(model.apply, params, example)
-    except InputError:
-        raise
-    except (ValueError, TypeError, ZeroDivisionError) as error:  # what Flax raises over bad sizes
-        raise InputError(
-            f"{type(config.model).__name__} does not run on inputs {example.shape} ({error}); check"
-            " its sizes"
-        ) from error
-    for path, leaf in jax.tree.leaves_with_path(params):
-        if not leaf.size:
-            raise InputError(
-                f"{type(config.model).__name__} on inputs {example.shape} has an empty parameter"
-                f" {'/'.join(part.key for part in path)} of shape {leaf.shape}; check its sizes"
-            )
-    expected = (config.batch_size, dataset.num_classes)
-    if outputs.shape != expected:
-        raise InputError(
-            f"the model's outputs are {outputs.shape}; data set '{dataset.name}' needs {expected}:"
-            f" set the model's number of outputs to {dataset.num_classes}"
-        )
-    return model
-
-
 class _Run:
     """One run in progress: what the loop keeps between dispatches."""
 
@@ -163,9 +99,11 @@ class _Run:
         self, config: TrainConfig, program: Program, dataset: Dataset, source: EpochShuffle
     ):
         self.config, self.program, self.source = config, program, source
-        everywhere = sharding.replicated(program.mesh)
-        self.train_data = jax.device_put(dataset.train, everywhere)
-        self.test_data = jax.device_put(dataset.test, everywhere)
+        self.everywhere = sharding.replicated(program.mesh)
+        self.train_data, self.test_data = (
+            data if isinstance(data, Stream) else jax.device_put(data, self.everywhere)
+            for data in (dataset.train, dataset.test)
+        )
         self.ends = config.evaluation_steps(program.num_steps, source.steps_per_epoch)
         self.curve: list[Evaluation] = []
         self.elapsed_before = 0.0
@@ -210,7 +148,7 @@ class _Run:
         self, directory: RunDirectory | None, checkpoints: Checkpoints | None
     ) -> TrainState:
         """Freshly drawn on the devices where it stays, or restored there."""
-        example = jax.tree.map(lambda a: a[: self.config.batch_size], self.train_data)
+        example = feed.first(self.train_data, self.config.batch_size, self.everywhere)
         keys = seed_keys(self.config)
         init = functools.partial(draw_state, program=self.program)
         abstract = jax.eval_shape(init, *keys, example)
@@ -233,15 +171,19 @@ class _Run:
         """Steps `start` to `end`, a dispatch at a time; the means of their metrics."""
         sums = {"loss": 0.0, "accuracy": 0.0}
         pending: tuple[int, int, dict[str, Array]] | None = None
-        for begin in [*range(start, end, STEPS_PER_DISPATCH), end]:
-            stop = min(begin + STEPS_PER_DISPATCH, end)
+        dispatches = feed.dispatches(
+            self.train_data,
+            self.source,
+            start,
+            end,
+            most_steps=STEPS_PER_DISPATCH,
+            sharding=self.everywhere,
+        )
+        for dispatch in itertools.chain(dispatches, [None]):
             finished, pending = pending, None
-            if begin < end:
-                order = np.zeros((STEPS_PER_DISPATCH, self.config.batch_size), np.int32)
-                order[: stop - begin] = self.source.indices(begin, stop - begin)
-                state, totals = run_steps(
-                    state, self.train_data, order, stop - begin, program=self.program
-                )
+            if dispatch:
+                begin, stop, data, order = dispatch
+                state, totals = run_steps(state, data, order, stop - begin, program=self.program)
                 pending = (begin, stop, totals)
             if finished:
                 self._fetch(*finished, sums, bar)
@@ -274,16 +216,18 @@ class _Run:
 
     def _evaluate(self, state: TrainState, step: int, means: dict[str, float]) -> Evaluation:
         """Test set and per-site measurements, at this step."""
-        tested = evaluate(state.params, self.test_data, program=self.program)
-        test_loss = float(tested["loss"])
+        tested = self._test(state)
+        test_loss = tested["loss"]
         self._check_finite(test_loss, f"the test loss is {test_loss} after step {step}")
         measured = {}
         if self.config.alignment_examples:
-            number = min(self.config.alignment_examples, len(self.train_data.targets))
-            examples = jax.tree.map(lambda a: a[:number], self.train_data)
+            number = self.config.alignment_examples
+            examples = feed.first(self.train_data, number, self.everywhere)
             measured = measure_sites(state, examples, program=self.program)
         found = {name: float(value) for name, value in measured.items()}
         found = {name: value for name, value in found.items() if math.isfinite(value)}
+        if self.program.readout and step == self.program.num_steps:
+            found |= self._probe(state)
         found["wall_seconds"] = self.elapsed_before + time.perf_counter() - self.started
         return Evaluation(
             step=step,
@@ -291,9 +235,33 @@ class _Run:
             train_loss=means["loss"],
             train_accuracy=means["accuracy"],
             test_loss=test_loss,
-            test_accuracy=float(tested["accuracy"]),
+            test_accuracy=tested["accuracy"],
             metrics=found,
         )
+
+    def _test(self, state: TrainState) -> dict[str, float]:
+        """Mean loss and accuracy over the test set; its chunks count by their examples."""
+        means = {"loss": 0.0, "accuracy": 0.0}
+        for chunk in feed.chunks(self.test_data, self.everywhere):
+            found = evaluate(state.params, chunk, state.readout, program=self.program)
+            share = len(chunk.targets) / len(self.test_data.targets)
+            means = {name: mean + share * float(found[name]) for name, mean in means.items()}
+        return means
+
+    def _probe(self, state: TrainState) -> dict[str, float]:
+        """Accuracies of a classifier fitted to the features of all training images as they are.
+
+        Of a stream there is none: its features might not fit in memory either.
+        """
+        train, test, model = self.train_data, self.test_data, self.program.model
+        if isinstance(train, Stream) or isinstance(test, Stream):
+            return {}
+        place = self.config.readout.place
+        found = linear_probe(model, state.params, train, test, place=place)
+        return {
+            "probe_train_accuracy": found.train_accuracy,
+            "probe_test_accuracy": found.test_accuracy,
+        }
 
     def _record(self, state: TrainState) -> RunRecord:
         return RunRecord(
@@ -351,13 +319,19 @@ def run_steps(
 
 
 @functools.partial(jax.jit, static_argnames="program")
-def evaluate(params: Params, data: Batch, *, program: Program) -> dict[str, Array]:
-    """Mean loss and accuracy over a whole set."""
+def evaluate(
+    params: Params, data: Batch, readout: Params = (), *, program: Program
+) -> dict[str, Array]:
+    """Mean loss and accuracy over a whole set, of the readout if the program has one."""
 
     def one(example: Batch) -> dict[str, Array]:
         batch = jax.tree.map(lambda a: a[None], example)
-        outputs = program.model.apply(params, batch.inputs)
-        loss = LOSSES[program.loss](outputs, batch.targets)
+        if program.readout:
+            outputs = program.readout.logits(readout, params, batch.inputs)
+            loss = softmax_cross_entropy(outputs, batch.targets)
+        else:
+            outputs = program.model.apply(params, batch.inputs)
+            loss = LOSSES[program.loss](outputs, batch.targets)
         right = metrics.correct(outputs, batch.targets)
         return {"loss": loss[0], "accuracy": right[0].astype(jnp.float32)}
 
@@ -367,9 +341,11 @@ def evaluate(params: Params, data: Batch, *, program: Program) -> dict[str, Arra
 
 @functools.partial(jax.jit, static_argnames="program")
 def measure_sites(state: TrainState, batch: Batch, *, program: Program) -> dict[str, Array]:
-    """`metrics.site_metrics` of a state on a batch."""
+    """`metrics.site_metrics` of a state on a batch, or on its views."""
     loss_fn = LOSSES[program.loss]
     key = jax.random.fold_in(state.key, state.step)
+    if program.views:
+        batch = program.views(key, batch)
     return metrics.site_metrics(
         key, program.model, program.rule, loss_fn, state.params, state.rule_state, batch
     )

@@ -24,10 +24,12 @@ class Evaluation:
         train_loss: mean loss of the training batches since the last evaluation, nats per example.
         train_accuracy: fraction of them classified correctly.
         test_loss: mean loss on the test set.
-        test_accuracy: fraction of the test set classified correctly.
+        test_accuracy: fraction of the test set classified correctly. In a contrastive run both
+            accuracies and the test loss (cross-entropy) are the online readout's.
         metrics: everything else by name: `gradient_alignment/<site>`,
             `gradient_alignment_spread/<site>`, `weight_alignment/<map>`, `activity_norm/<site>`,
-            `error_norm/<site>`, `weight_norm/<path>`. A number that could not be measured is
+            `error_norm/<site>`, `weight_norm/<path>`; at the end of a contrastive run
+            `probe_train_accuracy` and `probe_test_accuracy`. A number that could not be measured is
             absent.
     """
 
@@ -49,12 +51,13 @@ class RunRecord:
         variant: the recipe's name for this configuration, e.g. "tanh/direct_feedback_alignment".
         rule: the learning rule's registered name.
         seed: of parameters, feedback and order of examples.
-        num_params: trained scalars.
-        num_steps: optimiser steps.
+        num_params: trained scalars; 0 in a trial that diverged.
+        num_steps: optimiser steps; likewise.
         wall_seconds: duration of the run on the machine that made it, compilation included.
         config: the full configuration, as `train.config.to_dict` writes it.
         environment: commit, library versions, device.
-        curve: evaluations in order of step; the last one is the final result.
+        curve: evaluations in order of step; the last one is the final result. Empty in a trial of a
+            learning rate whose loss did not stay finite.
     """
 
     recipe: str

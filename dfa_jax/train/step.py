@@ -7,7 +7,9 @@ import optax
 from dfa_jax import metrics
 from dfa_jax.models.base import Model
 from dfa_jax.rules import LearningRule
+from dfa_jax.train.readout import Readout
 from dfa_jax.train.state import TrainState
+from dfa_jax.train.views import Views
 from dfa_jax.types import Batch, LossFn, Metrics
 
 
@@ -19,17 +21,30 @@ def train_step(
     rule: LearningRule,
     loss_fn: LossFn,
     tx: optax.GradientTransformation,
+    views: Views | None = None,
+    readout: Readout | None = None,
 ) -> tuple[TrainState, Metrics]:
     """Estimates gradients by the rule and applies the optimiser's update.
 
+    With `views` it trains on those of the batch; a `readout` takes a step too, on the features of
+    the parameters before the update.
+
     Returns:
-        The next state, and `loss` (mean over the batch) and, for integer targets, `accuracy`.
+        The next state, and `loss` (mean over the batch) and, for integer targets, `accuracy`: the
+        readout's, if there is one.
     """
     key = jax.random.fold_in(state.key, state.step)
+    if views:
+        batch = views(key, batch)
     estimate = rule.estimate(key, model, loss_fn, state.params, state.rule_state, batch)
     updates, opt_state = tx.update(estimate.grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     found: Metrics = {"loss": estimate.loss}
-    if jnp.issubdtype(batch.targets.dtype, jnp.integer):
+    classifier = state.readout
+    if readout:
+        classifier, seen = readout.step(state.readout, state.params, batch)
+        found["accuracy"] = seen["accuracy"]
+    elif jnp.issubdtype(batch.targets.dtype, jnp.integer):
         found["accuracy"] = metrics.correct(estimate.outputs, batch.targets).mean()
-    return TrainState(state.step + 1, params, estimate.rule_state, opt_state, state.key), found
+    moved = (state.step + 1, params, estimate.rule_state, opt_state, state.key, classifier)
+    return TrainState(*moved), found

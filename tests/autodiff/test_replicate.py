@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dfa_jax.autodiff.replicate import naive_replicated_losses, replicated_losses
-from dfa_jax.losses import softmax_cross_entropy
+from dfa_jax.losses import nt_xent, softmax_cross_entropy
 from tests import helpers
 
 BATCH, PATCHES, GROUPS, CHANNELS, CLASSES = 3, 4, 2, 5, 6
@@ -24,6 +24,33 @@ def made():
     head = {"kernel": jnp.zeros((GROUPS * CHANNELS, CLASSES)), "bias": jnp.zeros(CLASSES)}
     drawn = [helpers.normals((like, head), seed) for seed in (0, 1)]
     return *drawn[0], jnp.array([1, 0, 5]), drawn[1]
+
+
+@pytest.mark.parametrize("part", ["features", "head", "both"])
+def test_fused_equals_naive_under_a_contrastive_loss(x64, part):
+    """Independent implementation, as above, forwards and backwards: what a row is compared with is
+    constant, so that one slope an example is all there is. The last pair of rows is compared with
+    the first: a derivative by the other side would show as a difference."""
+
+    def contrastive(pooled, head, targets):
+        flat = pooled.reshape(*pooled.shape[:-2], -1)
+        return nt_xent(flat @ head["kernel"] + head["bias"][None], targets)
+
+    like = jnp.zeros((6, PATCHES, GROUPS, CHANNELS))
+    head = {"kernel": jnp.zeros((GROUPS * CHANNELS, CLASSES)), "bias": jnp.zeros(CLASSES)}
+    (features, head), moved = (helpers.normals((like, head), seed) for seed in (0, 1))
+    still = jax.tree.map(jnp.zeros_like, (features, head))
+    tangents = {"features": (moved[0], still[1]), "head": (still[0], moved[1]), "both": moved}[part]
+    cotangent = helpers.normals(jnp.zeros((6, PATCHES, GROUPS)), 7)
+    for transform in (
+        lambda f: jax.jvp(f, (features, head), tangents),
+        lambda f: jax.vjp(f, features, head)[1](cotangent),
+    ):
+        fused, naive = (
+            transform(lambda x, h, r=r: r(contrastive, x, h, None))
+            for r in (replicated_losses, naive_replicated_losses)
+        )
+        helpers.assert_close(fused, naive, 1e-12)
 
 
 def pooled_loss(features, head, labels):

@@ -76,6 +76,17 @@ def test_validation_stands_in_for_a_missing_test_split(write_set, tiny):
     check(load_tfds("tiny", write_set(splits)), splits, "validation")
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_validation_stands_in_for_secret_labels(write_set, tiny, stream):
+    """Oracle: the labels that were written; TFDS hides labels as -1, as those of ImageNet's test
+    set."""
+    hidden = tiny["test"][0], np.full(7, -1)
+    folder = write_set({**tiny, "test": hidden, "validation": tiny["test"]})
+    test = ImageData("tiny", str(folder), stream=stream).load().test
+    targets = test.take(np.arange(7)).targets if stream else test.targets
+    np.testing.assert_array_equal(np.sort(targets), np.sort(tiny["test"][1]))
+
+
 def test_versions_and_configs(write_set, tiny):
     """Oracle: the arrays that were written; the latest version is 10, not the 9 that sorts last."""
     swapped = {"train": tiny["test"], "test": tiny["train"]}

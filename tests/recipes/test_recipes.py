@@ -3,13 +3,19 @@
 import html
 import re
 
+import jax
+import jax.numpy as jnp
 import pytest
 
-from dfa_jax.report import catalogue, plan, publish, run, study_page, table
+from dfa_jax.report import catalogue, publish, run, study_page, style, table
+from dfa_jax.report.recipe import label_of
 from dfa_jax.report.shrink import shrink
 from dfa_jax.report.study import Study
+from dfa_jax.rules import RULES
+from dfa_jax.train import loop
 from dfa_jax.train import records as files
-from dfa_jax.train.config import rule_name
+from dfa_jax.train.config import rule_name, to_dict
+from dfa_jax.train.program import make_program
 
 NAMES = catalogue.names()
 STUDIES = [name for name in NAMES if isinstance(catalogue.load(name), Study)]
@@ -38,17 +44,60 @@ def test_header(name):
 
 @pytest.mark.parametrize("name", TRAININGS)
 def test_definitions(name):
-    """Oracle: invariant; CONFIG is a variant, EXPECTED is the recipe's, labels name rules."""
-    module, found = catalogue.run_file(name), catalogue.load(name)
+    """Oracle: invariant; CONFIG is a variant, and labels tell rules (or networks) apart.
+
+    A label that is a registered rule's name is of that rule; all have colours of their own.
+    """
+    found = catalogue.load(name)
     assert catalogue.load_config(name) in found.variants.values()
-    assert module["EXPECTED"] == found.expected
-    for one in plan.plan(found):
-        assert one.variant.rpartition("/")[2] == rule_name(one.config.rule)
-    assert "backprop" in {label.rpartition("/")[2] for label in found.variants}
+    assert len({repr(to_dict(config)) for config in found.variants.values()}) == len(found.variants)
+    labels = {label_of(variant): rule_name(c.rule) for variant, c in found.variants.items()}
+    assert all(label == rule for label, rule in labels.items() if label in RULES)
+    styles = [style.rule_style(label) for label in labels]
+    assert len(set(styles)) == len(labels)
+    assert found.expected or found.orders or "backprop" in labels
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """Runs by kind: shrunk recipes have many in common, and one of each kind is trained."""
+    return {}
+
+
+@pytest.fixture
+def train_once(trained, monkeypatch):
+    """`fit`, for configurations whose kinds of model, rule, estimator and loss are new.
+
+    The others are traced, which is what their options could break.
+    """
+    fit = loop.fit
+
+    def remembering(config, *, progress):
+        estimator = getattr(config.rule, "estimator", None)
+        kind = (type(config.model), type(config.rule), type(estimator), config.loss)
+        if kind not in trained:
+            trained[kind] = fit(config, progress=progress)
+        else:
+            trace(config)
+        return trained[kind]
+
+    monkeypatch.setattr(loop, "fit", remembering)
+
+
+def trace(config):
+    """Two steps of the run in the abstract."""
+    dataset = config.data.load()
+    program = make_program(config, dataset, num_steps=2)
+    data = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), dataset.train)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    order = jax.ShapeDtypeStruct((2, config.batch_size), jnp.int32)
+    state = jax.eval_shape(lambda k, b: loop.draw_state(k, None, b, program=program), key, data)
+    jax.eval_shape(lambda s, b, o: loop.run_steps(s, b, o, 2, program=program), state, data, order)
 
 
 @pytest.mark.recipe
 @pytest.mark.slow
+@pytest.mark.usefixtures("train_once")
 @pytest.mark.parametrize("name", TRAININGS)
 def test_shrunk_recipe_runs_to_its_page(name, tmp_path):
     """Oracle: invariant; every variant and rule of the recipe is on record and on the page."""
@@ -58,9 +107,8 @@ def test_shrunk_recipe_runs_to_its_page(name, tmp_path):
     printed = publish.publish(small, tmp_path)
     held = files.read_runs(folder / publish.RECORDS)
     assert [record.variant for record in held] == list(small.variants)
-    assert [record.rule for record in held] == [v.rpartition("/")[2] for v in small.variants]
-    rows = table.rows(small, held)
-    assert (folder / "table.md").read_text() == table.markdown(small, rows)
+    assert [record.rule for record in held] == [rule_name(c.rule) for c in small.variants.values()]
+    assert (folder / "table.md").read_text() == table.markdown(small, held)
     assert (folder / "table.md").read_text() in printed
     assert (folder / "figure.png").stat().st_size > 10_000
     page = (folder / "index.html").read_text()

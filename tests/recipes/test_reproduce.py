@@ -36,6 +36,11 @@ def reproduce(*arguments):
             marks=pytest.mark.slow,
         ),
         pytest.param(
+            ["quickstart", "--only", "backpropp"],
+            "unknown variant 'backpropp'; did you mean 'backprop'?",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
             ["quickstart", "--report-only", "--results-dir", "/nonexistent"],
             "no runs of 'quickstart'",
             marks=pytest.mark.slow,

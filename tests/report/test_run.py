@@ -6,6 +6,7 @@ import pytest
 
 from dfa_jax.errors import InputError
 from dfa_jax.report import plan, run
+from dfa_jax.report.recipe import Order
 from dfa_jax.train import loop
 from dfa_jax.train import records as files
 from tests.report import made_up
@@ -126,3 +127,23 @@ def test_records_of_other_variants_are_left_alone(recipe, records):
     """Oracle: invariant."""
     stranger = dataclasses.replace(records[0], variant="tanh/gone")
     assert len(plan.matching(recipe, [*records, stranger])) == len(records)
+
+
+def test_some_variants_alone(recipe, trained, tmp_path):
+    """Oracle: definition; a pattern's variants are trained, and the others when they are asked for."""
+    path = tmp_path / "records.jsonl"
+    some = dataclasses.replace(recipe, orders=(Order("tanh/backprop", "relu/backprop", "x"),)).only(
+        "tanh/*"
+    )
+    assert list(some.variants) == [v for v in recipe.variants if v.startswith("tanh/")]
+    assert (len(some.expected), some.orders) == (1, ())
+    run.run(some, path, say=str)
+    assert {variant for variant, _ in trained} == set(some.variants)
+    whole = run.run(recipe, path, say=str)
+    assert len(trained) == len(set(trained)) == len(whole) == 18
+
+
+def test_a_pattern_that_matches_nothing_is_refused(recipe):
+    """Oracle: the message names the nearest variant."""
+    with pytest.raises(InputError, match="did you mean 'tanh/backprop'"):
+        recipe.only("tanh/backpropp")

@@ -20,7 +20,7 @@ def test_numbers_are_those_of_the_records(recipe, records, tmp_path):
     for record in records:
         files.append(tmp_path / "records.jsonl", record)
     raw = [json.loads(line) for line in (tmp_path / "records.jsonl").read_text().splitlines()]
-    shown = table.markdown(recipe, table.rows(recipe, records))
+    shown = table.markdown(recipe, records)
     for variant in recipe.variants:
         runs = [run for run in raw if run["variant"] == variant]
         errors = [100 - 100 * run["curve"][-1]["test_accuracy"] for run in runs]
@@ -48,7 +48,7 @@ def test_missing_runs_leave_a_shorter_table(recipe, records):
 
 def test_provenance_stands_beside_every_published_number(recipe, records):
     """Oracle: invariant, over every number of the recipe."""
-    shown = table.markdown(recipe, table.rows(recipe, records))
+    shown = table.markdown(recipe, records)
     numbers = re.findall(r"2\.00 ± 0\.10 \(([^)]*)\)", shown)
     assert numbers == ["memory, unverified"]
     assert "Published numbers: table 1." in shown

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from dfa_jax.errors import InputError
+from dfa_jax.losses import nt_xent
 from dfa_jax.models import MLP, LocalMixer, from_linen
 from dfa_jax.rules import (
     ActivityForwardGradient,
@@ -73,7 +74,13 @@ TABLE = {
         functools.partial(LOCAL, blockwise=False),
         mixer,
     ),
+    "patches and groups, contrastive": (
+        ACTIVITY(relu_mask=True, sharing="pairs"),
+        LOCAL,
+        lambda: mixer(6),
+    ),
 }
+LOSSES = {"patches and groups, contrastive": nt_xent}  # the others: helpers.LOSS
 
 
 def prepared(name):
@@ -120,11 +127,12 @@ def test_a_ten_per_cent_error_is_seen():
 def scores(name, factor=1.0, num_draws=3000):
     """z by coordinate of what is guessed; the largest error of what is exact, relative."""
     rule, exact, case, params = prepared(name)
-    truth = helpers.estimate(exact, case, params, ()).grads
+    loss = LOSSES.get(name, helpers.LOSS)
+    truth = helpers.estimate(exact, case, params, (), loss=loss).grads
 
     @jax.jit
     def draw(key):
-        return rule.estimate(key, case.model, helpers.LOSS, params, (), case.batch).grads
+        return rule.estimate(key, case.model, loss, params, (), case.batch).grads
 
     @jax.jit
     def moments(keys):

@@ -1,5 +1,7 @@
 """Local losses by the chain rule: what they are, what they reach, and who pays for the heads."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 
 from dfa_jax.autodiff import sites
 from dfa_jax.errors import InputError
+from dfa_jax.losses import nt_xent, nt_xent_unstopped
 from dfa_jax.models import LocalMixer, from_linen
 from dfa_jax.rules import (
     ActivityForwardGradient,
@@ -145,3 +148,28 @@ def test_groups_must_divide_the_channels():
     case = helpers.mlp()
     with pytest.raises(InputError, match="num_groups is 3 and block 'layer_0' has 7 channels"):
         prepared(LocalLosses(num_groups=3), case)
+
+
+def test_a_loss_that_couples_examples_wants_the_naive_aggregator():
+    """Documented contract: the fused one would tell every example the slope of its own loss alone,
+    silently; the chain rule asks for no slopes and may have either."""
+    case, rule = mixer(), LocalLosses(estimator=ActivityForwardGradient(), patchwise=True)
+    case = case._replace(batch=helpers.images(num=4, shape=(4, 4, 2)))
+    params, _ = prepared(rule, case)
+
+    def traced(rule, loss):
+        return jax.eval_shape(
+            lambda params: (
+                rule.estimate(jax.random.key(0), case.model, loss, params, (), case.batch).loss
+            ),
+            params,
+        )
+
+    for rule_to_refuse in (rule, dataclasses.replace(rule, estimator=WeightForwardGradient())):
+        with pytest.raises(
+            InputError, match="aggregator is 'fused'.*couples examples; use.*'naive'"
+        ):
+            traced(rule_to_refuse, nt_xent_unstopped)
+    traced(dataclasses.replace(rule, aggregator="naive"), nt_xent_unstopped)
+    traced(LocalLosses(), nt_xent_unstopped)
+    traced(rule, nt_xent)

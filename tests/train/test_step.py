@@ -229,3 +229,24 @@ def test_state_is_drawn_where_it_stays():
 def test_data_of_the_test_runs():
     """The four steps an epoch that the tests of this folder count on."""
     assert len(ImageData(num_train=64).load().train.targets) // 16 == small.STEPS_PER_EPOCH
+
+
+def test_a_run_slows_its_models_readout():
+    """Oracle: exact equivalence; the readout's first SGD step is half as long, the layers' the same.
+
+    A readout is what lies above the last site, whatever its name.
+    """
+    moved = []
+    for factor in (1.0, 0.5):
+        optimizer = Optimizer("sgd", 0.1, readout_factor=factor)
+        program = small.program(small.config(optimizer=optimizer), small.mesh())
+        before = jax.tree.map(np.asarray, small.state(program).params)
+        state = small.state(program)
+        after, _ = loop.run_steps(
+            state, small.data(program.mesh), small.order(1), 1, program=program
+        )
+        moved.append(jax.tree.map(lambda a, b: np.asarray(a) - b, after.params, before))
+    for module, whole in moved[0].items():
+        factor = 0.5 if module == "readout" else 1.0
+        expected = jax.tree.map(lambda leaf, factor=factor: factor * leaf, whole)
+        helpers.assert_close(moved[1][module], expected, 1e-4)  # differences of rounded weights

@@ -1,0 +1,117 @@
+"""What the training loop asks for, of data on the device and of a `Stream` alike."""
+
+import concurrent.futures
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
+
+import jax
+import numpy as np
+from jax.sharding import Sharding
+
+from dfa_jax.data.base import EpochShuffle
+from dfa_jax.data.stream import Stream
+from dfa_jax.types import Batch
+
+In = TypeVar("In")
+Out = TypeVar("Out")
+
+CHUNK_BYTES = 2**28
+"""Most bytes of a stream's images in one chunk, unless a single batch (or image) has more."""
+
+
+def dispatches(
+    data: Batch | Stream,
+    source: EpochShuffle,
+    start: int,
+    end: int,
+    *,
+    most_steps: int,
+    sharding: Sharding,
+) -> Iterator[tuple[int, int, Batch, np.ndarray]]:
+    """Steps `start` to `end`, cut into dispatches of one shape.
+
+    Of a stream, a dispatch has the examples of its own steps, as many as fit into `CHUNK_BYTES`.
+    The chunk that follows is decoded meanwhile: one is in use, one waits on the device, one is
+    being decoded, so that three chunks bound the memory.
+
+    Args:
+        data: all training examples, on the device or as a stream.
+        source: which examples make a step.
+        start: first step.
+        end: the step after the last.
+        most_steps: of a dispatch.
+        sharding: where chunks of a stream are put.
+
+    Yields:
+        First step, step after the last, data, and the rows of the data that make each step,
+        `[steps, batch_size]` int32. The last dispatch may have fewer steps than rows.
+    """
+    size = source.batch_size
+    if isinstance(data, Stream):
+        most_steps = max(1, min(most_steps, _chunk_size(data) // size))
+    spans = [(begin, min(begin + most_steps, end)) for begin in range(start, end, most_steps)]
+    if not isinstance(data, Stream):
+        for begin, stop in spans:
+            rows = np.zeros((most_steps, size), np.int32)
+            rows[: stop - begin] = source.indices(begin, stop - begin)
+            yield begin, stop, data, rows
+        return
+
+    def chunk(span: tuple[int, int]) -> Batch:
+        begin, stop = span
+        examples = data.take(source.indices(begin, stop - begin).ravel())
+        return jax.device_put(_padded(examples, most_steps * size), sharding)
+
+    rows = np.arange(most_steps * size, dtype=np.int32).reshape(most_steps, size)
+    for (begin, stop), examples in zip(spans, prefetched(chunk, spans), strict=True):
+        yield begin, stop, examples, rows
+
+
+def chunks(data: Batch | Stream, sharding: Sharding) -> Iterator[Batch]:
+    """All examples in order: at once, or of a stream at most `CHUNK_BYTES` of images at a time."""
+    if not isinstance(data, Stream):
+        yield data
+        return
+    size = _chunk_size(data)
+    every = np.arange(len(data))
+    parts = [every[start : start + size] for start in range(0, len(data), size)]
+    yield from prefetched(lambda part: jax.device_put(data.take(part), sharding), parts)
+
+
+def first(data: Batch | Stream, number: int, sharding: Sharding) -> Batch:
+    """The first examples, as many as there are."""
+    if isinstance(data, Stream):
+        return jax.device_put(data.take(np.arange(min(number, len(data)))), sharding)
+    return jax.tree.map(lambda a: a[:number], data)
+
+
+def prefetched(make: Callable[[In], Out], items: Iterable[In]) -> Iterator[Out]:
+    """`map(make, items)`, where a thread makes the next one while the caller uses the last.
+
+    >>> list(prefetched(abs, [-1, -2]))
+    [1, 2]
+    """
+    items = iter(items)
+    with concurrent.futures.ThreadPoolExecutor(1) as thread:
+        waiting = [thread.submit(make, item) for item in itertools.islice(items, 1)]
+        while waiting:
+            made = waiting.pop().result()
+            waiting = [thread.submit(make, item) for item in itertools.islice(items, 1)]
+            yield made
+
+
+def _chunk_size(stream: Stream) -> int:
+    """Examples, at least one."""
+    bytes_each = 4 * int(np.prod(stream.inputs.shape[1:]))
+    return max(1, CHUNK_BYTES // bytes_each)
+
+
+def _padded(batch: Batch, number: int) -> Batch:
+    """With zeros up to this many examples: a chunk of another shape would be compiled anew."""
+
+    def pad(array: np.ndarray) -> np.ndarray:
+        missing = np.zeros((number - len(array), *array.shape[1:]), array.dtype)
+        return np.concatenate([array, missing]) if len(missing) else array
+
+    return jax.tree.map(pad, batch)

@@ -1,0 +1,146 @@
+"""A learning rate for each variant of a recipe, found on a validation split before its runs."""
+
+import dataclasses
+import math
+import pathlib
+from collections.abc import Callable, Sequence
+
+from dfa_jax.data import ImageData
+from dfa_jax.errors import InputError
+from dfa_jax.report import plan, series
+from dfa_jax.report.recipe import Recipe, Tuning
+from dfa_jax.train import records
+from dfa_jax.train.config import TrainConfig
+from dfa_jax.train.records import RunRecord
+
+FILE = "tuning.jsonl"
+"""The search's runs, beside the recipe's records."""
+
+MOST_STEPS = 8  # up or down from the first rate
+
+
+def grid(recipe: Recipe) -> Recipe:
+    """Every run that the search may come to: each variant at each rate, one seed, short.
+
+    Labels are `variant@step`: the rate is the first one times `factor**step`.
+
+    Raises:
+        InputError: a variant has no image data, from which a validation split could be cut.
+    """
+    steps = range(-MOST_STEPS, MOST_STEPS + 1)
+    variants = {
+        f"{variant}@{step:+d}": _short(recipe, config, step)
+        for variant, config in recipe.variants.items()
+        for step in steps
+    }
+    return dataclasses.replace(
+        recipe,
+        variants=variants,
+        seeds=(_required(recipe).seed,),
+        expected=(),
+        orders=(),
+        tuning=None,
+    )
+
+
+def _short(recipe: Recipe, config: TrainConfig, step: int) -> TrainConfig:
+    tuning = _required(recipe)
+    if not isinstance(config.data, ImageData):
+        raise InputError(
+            f"recipe '{recipe.title}' tunes on a validation split, which is cut from image data;"
+            f" got {type(config.data).__name__}"
+        )
+    short = dataclasses.replace(
+        config,
+        data=dataclasses.replace(config.data, num_validation=tuning.num_validation, num_test=None),
+        num_epochs=tuning.num_epochs,
+        eval_every=tuning.num_epochs,
+        alignment_examples=0,
+    )
+    return at_rate(short, rate(recipe, config, step))
+
+
+def rate(recipe: Recipe, config: TrainConfig, step: int) -> float:
+    """The learning rate of a step, to three digits: it is shown, and compared between runs."""
+    return float(f"{config.optimizer.learning_rate * _required(recipe).factor ** step:.3g}")
+
+
+def at_rate(config: TrainConfig, learning_rate: float) -> TrainConfig:
+    """The configuration at another rate."""
+    optimizer = dataclasses.replace(config.optimizer, learning_rate=learning_rate)
+    return dataclasses.replace(config, optimizer=optimizer)
+
+
+def _required(recipe: Recipe) -> Tuning:
+    if recipe.tuning is None:
+        raise InputError(f"recipe '{recipe.title}' is not tuned; give it a `tuning`")
+    return recipe.tuning
+
+
+def errors(recipe: Recipe, held: Sequence[RunRecord]) -> dict[str, dict[int, float]]:
+    """Validation error, %, by variant and step; infinite where the run diverged."""
+    found: dict[str, dict[int, float]] = {variant: {} for variant in recipe.variants}
+    for record in held:
+        variant, _, step = record.variant.rpartition("@")
+        error = series.test_error(record.final) if record.curve else math.inf
+        found[variant][int(step)] = error
+    return found
+
+
+def best_step(found: dict[int, float]) -> int:
+    """The step with the lowest error; of equals, the lowest rate."""
+    return min(found, key=lambda step: (found[step], step))
+
+
+def next_step(found: dict[int, float]) -> int | None:
+    """The rate to try next: a neighbour of the best so far; None once both are known.
+
+    So the best rate is inside of what was tried, unless `MOST_STEPS` away from the first.
+
+    >>> next_step({}), next_step({0: 5.0}), next_step({0: 5.0, 1: 4.0}), next_step({0: 5.0, 1: 6.0})
+    (0, 1, 2, -1)
+    >>> next_step({-1: 6.0, 0: 5.0, 1: 6.0}) is None
+    True
+    """
+    if not found:
+        return 0
+    best = best_step(found)
+    around = [best + 1, best - 1]
+    return next((s for s in around if s not in found and abs(s) <= MOST_STEPS), None)
+
+
+def search(
+    recipe: Recipe, held: Sequence[RunRecord], make: Callable[[str, TrainConfig], RunRecord]
+) -> list[RunRecord]:
+    """Makes the runs that are missing, and returns all that the search came to.
+
+    Args:
+        recipe: tuned.
+        held: runs of `grid(recipe)` on record.
+        make: trains and records one of `grid(recipe)`, by its label.
+    """
+    candidates, known = grid(recipe).variants, list(held)
+    for variant in recipe.variants:
+        while (step := next_step(errors(recipe, known)[variant])) is not None:
+            label = f"{variant}@{step:+d}"
+            known.append(make(label, candidates[label]))
+    return known
+
+
+def settled(recipe: Recipe, held: Sequence[RunRecord]) -> Recipe:
+    """The recipe at the best rates; where the search has not come to its end, at its own."""
+    variants = {}
+    for variant, found in errors(recipe, held).items():
+        config = recipe.variants[variant]
+        step = best_step(found) if next_step(found) is None else 0
+        variants[variant] = at_rate(config, rate(recipe, config, step))
+    return dataclasses.replace(recipe, variants=variants, tuning=None)
+
+
+def read(recipe: Recipe, folder: pathlib.Path) -> list[RunRecord]:
+    """The search's runs on record.
+
+    Raises:
+        InputError: one was made with another configuration.
+    """
+    return plan.matching(grid(recipe), records.read_runs(folder / FILE))

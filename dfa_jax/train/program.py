@@ -1,0 +1,145 @@
+"""What a run's compiled functions depend on, made from its configuration, and checked."""
+
+import dataclasses
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from dfa_jax.data import Dataset
+from dfa_jax.data.augment import NONE
+from dfa_jax.errors import InputError
+from dfa_jax.losses import LOSSES
+from dfa_jax.models import Model, from_linen
+from dfa_jax.optim import Optimizer
+from dfa_jax.rules import LearningRule
+from dfa_jax.train import sharding
+from dfa_jax.train.config import TrainConfig
+from dfa_jax.train.readout import Readout, place_readout
+from dfa_jax.train.views import Views
+from dfa_jax.types import Batch
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """What the compiled functions depend on; equal programs share one compilation.
+
+    Attributes:
+        model: with its sites.
+        rule: the learning rule.
+        loss: its name.
+        optimizer: how gradients move parameters.
+        num_steps: of the whole run, for the schedule.
+        mesh: the devices.
+        views: what is done to every batch, if anything.
+        readout: the classifier of a contrastive run's features.
+    """
+
+    model: Model
+    rule: LearningRule
+    loss: str
+    optimizer: Optimizer
+    num_steps: int
+    mesh: Mesh
+    views: Views | None = None
+    readout: Readout | None = None
+
+    @property
+    def parts(self) -> dict[str, Any]:
+        """The keyword arguments of `train_step`."""
+        return {
+            **self.initial_parts,
+            "loss_fn": LOSSES[self.loss],
+            "views": self.views,
+        }
+
+    @property
+    def initial_parts(self) -> dict[str, Any]:
+        """The keyword arguments of `init_state`."""
+        tx = self.optimizer.build(self.num_steps, self.model.readout)
+        return {"model": self.model, "rule": self.rule, "tx": tx, "readout": self.readout}
+
+
+def make_program(config: TrainConfig, dataset: Dataset, num_steps: int) -> Program:
+    """What the compiled functions of this run depend on.
+
+    Raises:
+        InputError: the devices, or the data, do not fit the configuration.
+    """
+    mesh = sharding.make_mesh(model_axis=config.model_axis, batch_size=config.batch_size)
+    views = _checked_views(config, dataset)
+    rows = config.batch_size * (views.per_image if views else 1)
+    model = _checked_model(config, dataset, rows)
+    readout = _readout(config, dataset) if config.is_contrastive else None
+    return Program(
+        model, config.rule, config.loss, config.optimizer, num_steps, mesh, views, readout
+    )
+
+
+def _checked_views(config: TrainConfig, dataset: Dataset) -> Views | None:
+    """What to do with every batch, if anything, after trying it on one without numbers."""
+    if config.augment == NONE and not config.is_contrastive:
+        return None
+    if dataset.train.inputs.ndim != 4:
+        raise InputError(
+            f"augmentation and contrastive losses want images [height, width, channels], and data"
+            f" set '{dataset.name}' has inputs {dataset.train.inputs.shape[1:]}"
+        )
+    second = config.second_view if config.is_contrastive else None
+    views = Views.of(dataset, config.augment, second)
+    example = Batch(
+        *(
+            jax.ShapeDtypeStruct((config.batch_size, *a.shape[1:]), a.dtype)
+            for a in (dataset.train.inputs, dataset.train.targets)
+        )
+    )
+    jax.eval_shape(views, jax.random.key(0), example)
+    return views
+
+
+def _readout(config: TrainConfig, dataset: Dataset) -> Readout:
+    """The classifier of the features, for single images."""
+    example = jax.ShapeDtypeStruct((1, *dataset.train.inputs.shape[1:]), dataset.train.inputs.dtype)
+    at = place_readout(config.model, config.readout.place, example)
+    return Readout(at, dataset.num_classes, config.readout.learning_rate)
+
+
+def _checked_model(config: TrainConfig, dataset: Dataset, rows: int) -> Model:
+    """The model with its sites, after checking that it classifies as many classes as there are.
+
+    A contrastive run asks for no number of outputs, but for one vector a row.
+    """
+    example = jax.ShapeDtypeStruct(
+        (rows, *dataset.train.inputs.shape[1:]), dataset.train.inputs.dtype
+    )
+    try:
+        model = from_linen(config.model, config.sites, example, blocks=config.blocks)
+        params = jax.eval_shape(model.init, jax.random.key(0), example)
+        outputs = jax.eval_shape(model.apply, params, example)
+    except InputError:
+        raise
+    except (ValueError, TypeError, ZeroDivisionError) as error:  # what Flax raises over bad sizes
+        raise InputError(
+            f"{type(config.model).__name__} does not run on inputs {example.shape} ({error}); check"
+            " its sizes"
+        ) from error
+    for path, leaf in jax.tree.leaves_with_path(params):
+        if not leaf.size:
+            raise InputError(
+                f"{type(config.model).__name__} on inputs {example.shape} has an empty parameter"
+                f" {'/'.join(part.key for part in path)} of shape {leaf.shape}; check its sizes"
+            )
+    if config.is_contrastive:
+        if outputs.ndim != 2:
+            raise InputError(
+                f"the model's outputs are {outputs.shape}; loss '{config.loss}' needs one vector"
+                f" for each of the {rows} views"
+            )
+        return model
+    expected = (rows, dataset.num_classes)
+    if outputs.shape != expected:
+        raise InputError(
+            f"the model's outputs are {outputs.shape}; data set '{dataset.name}' needs {expected}:"
+            f" set the model's number of outputs to {dataset.num_classes}"
+        )
+    return model
