@@ -165,7 +165,9 @@ class Mixer:
 @functools.cache
 def train_set() -> Batch:
     """All embedded images for training."""
-    return ImageData("digits").load().train
+    train = ImageData("digits").load().train
+    assert isinstance(train, Batch)  # they are embedded, not streamed
+    return train
 
 
 def digits(seed: int, number: int) -> Batch:
