@@ -234,7 +234,7 @@ SABOTAGES = {
         "train/readout.py",
         "rate = self.learning_rate / (1 + jnp.square(seen).sum(-1).mean())",
         "rate = self.learning_rate",
-        "tests/train/test_contrastive.py",
+        "tests/train/test_probe.py",
     ),
     "the next image of a stream": Sabotage(
         "data/stream.py",

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from dfa_jax.report.series import test_error, train_error
+from dfa_jax.report.series import final_train_error, test_error
 from dfa_jax.train.config import flatten
 from dfa_jax.train.records import RunRecord
 
@@ -60,7 +60,7 @@ def run_cells(record: RunRecord) -> tuple[str, ...]:
         record.variant,
         str(record.seed),
         f"{test_error(final):.2f}",
-        f"{train_error(final):.2f}",
+        f"{final_train_error(record):.2f}",
         f"{final.test_loss:.4f}",
         f"{record.num_params:,}",
         f"{record.num_steps:,}",

@@ -57,6 +57,20 @@ def train_error(evaluation: Evaluation) -> float:
     return 100 * (1 - evaluation.train_accuracy)
 
 
+def final_train_error(run: RunRecord) -> float:
+    """Training error at the end of a run, %.
+
+    Over the last evaluation interval's batches; where that is a remainder, shorter than half of the
+    one before, over both.
+    """
+    ends = [0, *(evaluation.step for evaluation in run.curve)]
+    steps = np.diff(ends)
+    errors = [train_error(evaluation) for evaluation in run.curve]
+    if len(steps) > 1 and 2 * steps[-1] < steps[-2]:
+        return float(np.average(errors[-2:], weights=steps[-2:]))
+    return errors[-1]
+
+
 def probe_error(evaluation: Evaluation) -> float | None:
     """Test error of a linear classifier fitted to the features, %, where there was one."""
     accuracy = evaluation.metrics.get("probe_test_accuracy")

@@ -39,7 +39,8 @@ HEADINGS = (
 CAPTION = (
     "Mean ± half of the 95 % interval (Student's t) over n seeds, all on the same test set."
     " *Minus backprop*: paired by seed, with the p-value of the paired t test. *Train error*: over"
-    " the last evaluation interval's training batches. *s / run*: median."
+    " the last evaluation interval's training batches (a remainder with the interval before it)."
+    " *s / run*: median."
 )
 ORDER_HEADINGS = ("order", "source", "difference of test errors", "verdict")
 ON_ORDERS = "An order is *reproduced* if the paired difference is below zero at p < 0.01."
@@ -123,7 +124,7 @@ def _row(recipe: Recipe, variant: str, by_variant: dict[str, list[RunRecord]]) -
         group=group,
         rule=runs[0].rule,
         test=summarise([series.test_error(run.final) for run in runs]),
-        train=summarise([series.train_error(run.final) for run in runs]),
+        train=summarise([series.final_train_error(run) for run in runs]),
         difference=None if runs is baseline else _difference(runs, baseline),
         published=tuple(number for number in recipe.expected if number.variant == variant),
         seconds=statistics.median(run.wall_seconds for run in runs),

@@ -7,10 +7,11 @@ import statistics
 
 import pytest
 
-from dfa_jax.report import table, text
+from dfa_jax.report import series, table, text
 from dfa_jax.report.recipe import Expected
 from dfa_jax.report.statistics import Summary
 from dfa_jax.train import records as files
+from tests.report import made_up
 
 T_975_2 = 4.302652729911275  # Student's t, two degrees of freedom, from printed tables
 
@@ -78,3 +79,23 @@ def test_verdict(mean, half_width, seeds, tolerance, expected):
     """Oracle: definition; intervals meet or not, and two seeds prove nothing."""
     number = Expected("v", "test error", 2.0, tolerance, "table 1", "paper table")
     assert text.verdict(Summary(mean, half_width, seeds), number) == expected
+
+
+@pytest.mark.parametrize(
+    ("steps", "errors", "expected"),
+    [
+        ((390, 780, 781), (60.0, 50.0, 11.0), (390 * 50 + 11) / 391),
+        ((390, 780), (60.0, 50.0), 50.0),
+        ((10, 20, 25), (60.0, 50.0, 40.0), 40.0),
+        ((1,), (60.0,), 60.0),
+    ],
+)
+def test_training_error_of_a_remainder(recipe, steps, errors, expected):
+    """Oracle: closed form; the mean over batches of the last two intervals, each by its length."""
+    run = made_up.record(recipe, "tanh/backprop", 0, errors)
+    points = [
+        dataclasses.replace(point, step=step, train_accuracy=1 - error / 100)
+        for point, step, error in zip(run.curve, steps, errors, strict=True)
+    ]
+    run = dataclasses.replace(run, curve=tuple(points))
+    assert series.final_train_error(run) == pytest.approx(expected)

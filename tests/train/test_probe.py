@@ -164,3 +164,28 @@ def test_any_model_will_do():
     batch = Batch(x, np.arange(40) // 20)
     params = model.init(jax.random.key(0), x)
     assert linear_probe(model, params, batch, batch, place="layer_1").test_accuracy > 0.95
+
+
+def test_one_step_of_the_online_readout():
+    """Oracle: independent implementation; the softmax's error on the features, in NumPy, with the
+    step divided by the features' mean squared length, so that ten times the features move alike."""
+    x = np.random.default_rng(0).normal(size=(6, 3))
+    labels = np.arange(6) % 2
+    at = from_linen(MLP((4,), 2), "readout:input", jnp.asarray(x))
+    params = at.init(jax.random.key(0), jnp.asarray(x, jnp.float32))
+    readout = Readout(at, num_classes=2, learning_rate=0.7)
+    start = {"kernel": jnp.ones((4, 2)) * jnp.array([0.1, -0.2]), "bias": jnp.zeros(2)}
+    for length in (1.0, 10.0):
+        scaled = jax.tree.map(lambda leaf, length=length: length * leaf, params)
+        batch = Batch(jnp.asarray(x, jnp.float32), jnp.asarray(labels))
+        moved, found = readout.step(start, scaled, batch)
+        h = np.asarray(features(at, scaled, batch.inputs), np.float64)
+        logits = h @ np.asarray(start["kernel"], np.float64)
+        p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+        error = (p - np.eye(2)[labels]) / 6
+        rate = 0.7 / (1 + np.square(h).sum(-1).mean())
+        np.testing.assert_allclose(moved["kernel"], start["kernel"] - rate * h.T @ error, atol=1e-6)
+        np.testing.assert_allclose(moved["bias"], -rate * error.sum(0), atol=1e-6)
+        np.testing.assert_allclose(
+            found["loss"], -np.log(p[np.arange(6), labels]).mean(), rtol=1e-5
+        )
