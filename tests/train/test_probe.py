@@ -174,7 +174,7 @@ def test_one_step_of_the_online_readout():
     at = from_linen(MLP((4,), 2), "readout:input", jnp.asarray(x))
     params = at.init(jax.random.key(0), jnp.asarray(x, jnp.float32))
     readout = Readout(at, num_classes=2, learning_rate=0.7)
-    start = {"kernel": jnp.ones((4, 2)) * jnp.array([0.1, -0.2]), "bias": jnp.zeros(2)}
+    start = {"kernel": jnp.tile(jnp.array([0.1, -0.2]), (4, 1)), "bias": jnp.zeros(2)}
     for length in (1.0, 10.0):
         scaled = jax.tree.map(lambda leaf, length=length: length * leaf, params)
         batch = Batch(jnp.asarray(x, jnp.float32), jnp.asarray(labels))
