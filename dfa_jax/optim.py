@@ -1,6 +1,7 @@
 """Optimiser and schedule configuration, built by Optax."""
 
 import dataclasses
+import fnmatch
 import functools
 import math
 from collections.abc import Collection
@@ -9,7 +10,7 @@ from typing import Any, Literal
 import jax
 import optax
 
-from dfa_jax.errors import InputError, check_choices
+from dfa_jax.errors import InputError, check_choices, unknown
 from dfa_jax.tree import Path
 
 _Name = Literal["sgd", "adam", "rmsprop", "lars"]
@@ -36,6 +37,8 @@ class Optimizer:
         decay: `decoupled`: the decay times the learning rate; or `coupled`: it is part of the
             gradient (an L2 penalty), as always under `lars`.
         readout_factor: multiplies the rate of what lies above the last site and block.
+        frozen: parameters that stay as they were drawn: patterns over their paths, part by part;
+            `block_*` is everything inside the blocks.
         clip_norm: global norm above which gradients are scaled down; none if 0.
         schedule: `constant`, `cosine` to zero, `linear` to zero, or `staircase` (a tenth from half
             of the steps on, a hundredth from four fifths on), after the warm-up.
@@ -51,6 +54,7 @@ class Optimizer:
     weight_decay: float = 0.0
     decay: _Decay = "decoupled"
     readout_factor: float = 1.0
+    frozen: tuple[str, ...] = ()
     clip_norm: float = 0.0
     schedule: _Schedule = "constant"
     warmup_fraction: float = 0.0
@@ -88,10 +92,15 @@ class Optimizer:
                 `Model.readout`.
         """
         tx = self._build(num_steps)
-        if self.readout_factor == 1:
-            return tx
-        chosen = functools.partial(_inside, readout)
-        return optax.chain(tx, optax.masked(optax.scale(self.readout_factor), chosen))
+        if self.readout_factor != 1:
+            chosen = functools.partial(_inside, readout)
+            tx = optax.chain(tx, optax.masked(optax.scale(self.readout_factor), chosen))
+        if self.frozen:  # before all else: a clipped norm is that of what moves
+            tx = optax.chain(
+                optax.masked(tx, lambda params: _frozen(params, self.frozen, moves=True)),
+                optax.masked(optax.set_to_zero(), lambda params: _frozen(params, self.frozen)),
+            )
+        return tx
 
     def _build(self, num_steps: int) -> optax.GradientTransformation:
         rate = self.rate(num_steps)
@@ -116,6 +125,27 @@ class Optimizer:
 def decayed(params: Any) -> Any:
     """Which parameters weight decay applies to, by the last part of their path."""
     return jax.tree.map_with_path(lambda path, _: path[-1].key in _DECAYED, params)
+
+
+def _frozen(params: Any, patterns: Collection[str], *, moves: bool = False) -> Any:
+    """Which parameters stay as they are, or which move.
+
+    Raises:
+        InputError: a pattern matches none.
+    """
+    paths = [tuple(part.key for part in path) for path, _ in jax.tree.leaves_with_path(params)]
+    for pattern in patterns:
+        if not any(_begins(path, pattern) for path in paths):
+            tops = list(dict.fromkeys(path[0] for path in paths))
+            raise InputError(unknown("parameter in optimizer.frozen", pattern, tops))
+    still = [any(_begins(path, pattern) for pattern in patterns) for path in paths]
+    return jax.tree.unflatten(jax.tree.structure(params), [one != moves for one in still])
+
+
+def _begins(path: Path, pattern: str) -> bool:
+    """Whether the first parts of a path match those of a pattern."""
+    wanted = pattern.split("/")
+    return len(wanted) <= len(path) and all(map(fnmatch.fnmatchcase, path, wanted))
 
 
 def _inside(modules: Collection[Path], params: Any) -> Any:

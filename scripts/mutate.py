@@ -242,6 +242,30 @@ SABOTAGES = {
         "stored: list[int] = self.order[indices - 1].tolist()",
         "tests/data/test_stream.py",
     ),
+    "a branch at the full rate": Sabotage(
+        "train/run.py",
+        "factors = np.maximum(left, 0).astype(np.float32)",
+        "factors = np.ones(len(order), np.float32)",
+        "tests/train/test_together.py",
+    ),
+    "train in one order together": Sabotage(
+        "train/loop.py",
+        "np.stack([run.source.indices(begin, number) for run in runs], 1)",
+        "np.stack([runs[0].source.indices(begin, number) for run in runs], 1)",
+        "tests/train/test_together.py",
+    ),
+    "everyone from his own checkpoint": Sabotage(
+        "train/run.py",
+        "self.files.checkpoints.restore(like, step)",
+        "self.files.checkpoints.restore(like)",
+        "tests/train/test_together.py",
+    ),
+    "clip with what is frozen": Sabotage(
+        "optim.py",
+        "optax.masked(tx, lambda params: _frozen(params, self.frozen, moves=True))",
+        "tx",
+        "tests/test_optim.py",
+    ),
     "count examples without an error": Sabotage(
         "metrics.py", "& (jnp.abs(delta).max(-1) > 0)", "", "tests/test_metrics.py"
     ),

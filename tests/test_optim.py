@@ -254,3 +254,28 @@ def test_the_readouts_factor_scales_its_updates_alone(name):
     expected, found = step(plain), step(slow)
     helpers.assert_identical(found["layer"], expected["layer"])
     np.testing.assert_allclose(found["norm"]["scale"], 0.1 * expected["norm"]["scale"], rtol=1e-6)
+
+
+def test_frozen_parameters_stay_and_do_not_count_in_the_norm():
+    """Oracle: the optimiser by hand on what is left. With the kernel frozen, it keeps its bits, and
+    the clipped norm is that of the other two arrays alone."""
+    optimizer = Optimizer("adam", RATE, clip_norm=0.5, frozen=("layer/ker*", "norm"))
+    found = trained(optimizer)
+    alone, memory = start()["layer"]["bias"], {}
+    for step, grads in enumerate(gradients()):
+        g = grads["layer"]["bias"]
+        g = g * min(1.0, 0.5 / np.linalg.norm(g))
+        memory["m"] = 0.9 * memory.get("m", 0) + 0.1 * g
+        memory["v"] = 0.999 * memory.get("v", 0) + 0.001 * g**2
+        root = np.sqrt(memory["v"] / (1 - 0.999 ** (step + 1)))
+        alone = alone - RATE * memory["m"] / (1 - 0.9 ** (step + 1)) / (root + 1e-8)
+    expected = start() | {"layer": {"kernel": start()["layer"]["kernel"], "bias": alone}}
+    helpers.assert_close(found, expected, 2e-6)
+    for owner, name in (("layer", "kernel"), ("norm", "scale")):
+        np.testing.assert_array_equal(found[owner][name], np.float32(start()[owner][name]))
+
+
+def test_frozen_pattern_that_matches_nothing_is_refused():
+    """Documented contract: a misspelt pattern would train what was to stay."""
+    with pytest.raises(InputError, match=r"optimizer\.frozen 'layers'; did you mean 'layer'\?"):
+        trained(Optimizer(frozen=("layers",)))

@@ -36,17 +36,18 @@ class Checkpoints:
         arguments = ocp.args.StandardSave(_parts(state))
         self._manager.save(int(state.step), args=ocp.args.Composite(state=arguments))
 
-    def restore(self, like: Any) -> TrainState:
-        """The newest state, as arrays with the shapes, types and shardings of the abstract `like`.
+    def restore(self, like: Any, step: int | None = None) -> TrainState:
+        """The newest state, or that of a step, like the abstract `like`: shapes, types, shardings.
 
         Raises:
             InputError: the checkpoint is damaged.
         """
         arguments = ocp.args.StandardRestore(_parts(like))
+        step = self.latest if step is None else step
         try:
-            restored = self._manager.restore(self.latest, args=ocp.args.Composite(state=arguments))
+            restored = self._manager.restore(step, args=ocp.args.Composite(state=arguments))
         except (KeyError, ValueError, OSError) as error:  # what Orbax raises over missing files
-            folder = self._manager.directory / str(self.latest)
+            folder = self._manager.directory / str(step)
             raise InputError(
                 f"checkpoint {folder} cannot be read ({str(error)[:100]}); delete that folder to go"
                 " on from the one before, or start again with --overwrite"

@@ -45,9 +45,13 @@ class TrainConfig:
         optimizer: how gradients move parameters.
         batch_size: examples a step, over all devices.
         num_epochs: passes over the training set.
+        num_tokens: of text to train on, in place of `num_epochs`; 0 for that.
         eval_every: epochs between evaluations (and checkpoints).
         log_evaluations: this many evaluations at logarithmically spaced steps, from the first step
             to the last, in place of evenly spaced ones; 0 for those.
+        decay_fraction: at every evaluation a branch goes on for this fraction of the steps so far,
+            its learning rate falling linearly to zero, and is tested too: `decayed_test_loss`. The
+            run itself does not feel it; 0 for none.
         alignment_examples: training examples on which alignment and norms are measured at each
             evaluation; 0 for none.
         seed: of parameters, feedback and order of examples.
@@ -67,8 +71,10 @@ class TrainConfig:
     optimizer: Optimizer = Optimizer()
     batch_size: int = 128
     num_epochs: float = 10.0
+    num_tokens: int = 0
     eval_every: float = 1.0
     log_evaluations: int = 0
+    decay_fraction: float = 0.0
     alignment_examples: int = 256
     seed: int = 0
     feedback_seed: int | None = None
@@ -79,7 +85,21 @@ class TrainConfig:
             value = getattr(self, name)
             if not (value > 0 and math.isfinite(value)):
                 raise InputError(f"{name} is {value}; expected a positive finite number")
-        for name in ("alignment_examples", "log_evaluations", "seed", "feedback_seed"):
+        if self.num_tokens < 0:
+            raise InputError(f"num_tokens is {self.num_tokens}; expected at least 0")
+        if not 0 <= self.decay_fraction <= 1:
+            raise InputError(f"decay_fraction is {self.decay_fraction}; expected 0 to 1")
+        if self.decay_fraction and self.optimizer.schedule != "constant":
+            raise InputError(
+                f"decay_fraction is {self.decay_fraction} and optimizer.schedule is"
+                f" '{self.optimizer.schedule}'; branches want a constant rate"
+            )
+        for name in (
+            "alignment_examples",
+            "log_evaluations",
+            "seed",
+            "feedback_seed",
+        ):
             value = getattr(self, name)
             if value is not None and not 0 <= value < 2**31:
                 raise InputError(f"{name} is {value}; expected an integer from 0 to 2**31 - 1")
@@ -121,7 +141,18 @@ class TrainConfig:
             )
 
     def num_steps(self, steps_per_epoch: int) -> int:
-        """Optimiser steps of the run, at least one."""
+        """Optimiser steps of the run, at least one.
+
+        Raises:
+            InputError: `num_tokens` of what is no text.
+        """
+        if self.num_tokens:
+            if not hasattr(self.data, "context"):
+                raise InputError(
+                    f"num_tokens is {self.num_tokens} and data is {type(self.data).__name__}, which"
+                    " has no tokens; set num_epochs in its place"
+                )
+            return max(1, round(self.num_tokens / (self.batch_size * self.data.context)))
         return max(1, round(self.num_epochs * steps_per_epoch))
 
     def evaluation_steps(self, num_steps: int, steps_per_epoch: int) -> list[int]:

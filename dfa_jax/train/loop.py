@@ -1,51 +1,34 @@
 """The loop: it schedules steps, evaluations and checkpoints, and computes nothing itself.
 
 Many steps run in one dispatch, on data that is already on the device; while they run, the numbers
-of the dispatch before are fetched and shown, and of a stream, the images of the next are decoded.
+of the dispatch before are fetched and shown, and of a stream, the examples of the next are read.
+Runs that differ in their seed or learning rate alone can take their steps together.
 """
 
 import contextlib
-import functools
+import dataclasses
 import itertools
-import math
 import pathlib
-import time
-from typing import Any, NamedTuple
+from collections.abc import Sequence
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-import tensorboardX
 import tqdm
-from jaxtyping import Array, Int
+from jaxtyping import Array
 
-from dfa_jax import metrics, tree
-from dfa_jax.data import Dataset, EpochShuffle, Stream, feed
+from dfa_jax.data import EpochShuffle, Stream, feed
 from dfa_jax.data.base import check_labels
-from dfa_jax.errors import DivergedError, InputError
-from dfa_jax.losses import LOSSES, softmax_cross_entropy
-from dfa_jax.models import Model
-from dfa_jax.train import sharding
-from dfa_jax.train.checkpoint import Checkpoints
-from dfa_jax.train.config import TrainConfig, rule_name, to_dict
-from dfa_jax.train.directory import RunDirectory
-from dfa_jax.train.probe import linear_probe
-from dfa_jax.train.program import Program, make_program
-from dfa_jax.train.records import Evaluation, RunRecord, environment
-from dfa_jax.train.state import TrainState, init_state
-from dfa_jax.train.step import train_step
-from dfa_jax.types import Batch, Params, PRNGKey
+from dfa_jax.errors import InputError
+from dfa_jax.train import config as configs
+from dfa_jax.train.compiled import draw_state as draw_state
+from dfa_jax.train.compiled import evaluate as evaluate
+from dfa_jax.train.compiled import run_steps, run_steps_together
+from dfa_jax.train.config import TrainConfig, rule_name
+from dfa_jax.train.program import Program as Program
+from dfa_jax.train.program import make_program
+from dfa_jax.train.run import STEPS_PER_DISPATCH, Data, Files, Result, Run
+from dfa_jax.types import Batch
 
-STEPS_PER_DISPATCH = 100
-_EVAL_BATCH = 500
-
-
-class Result(NamedTuple):
-    """A finished run: its record, the model, and the last state."""
-
-    record: RunRecord
-    model: Model
-    state: TrainState
+_Totals = Sequence[dict[str, Array]]
 
 
 def fit(
@@ -75,6 +58,38 @@ def fit(
     >>> fit(few, progress=False).record.num_steps
     4
     """
+    directories = None if run_dir is None else [run_dir]
+    (result,) = fit_together(
+        [config], run_dirs=directories, resume=resume, overwrite=overwrite, progress=progress
+    )
+    return result
+
+
+def fit_together(
+    members: Sequence[TrainConfig],
+    *,
+    run_dirs: Sequence[pathlib.Path] | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> list[Result]:
+    """Trains several runs that differ in seed and learning rate alone, all at once.
+
+    Their steps are one program under `jax.vmap`, which fills an accelerator that one small network
+    would leave idle. Each run has a directory and records of its own, as if it had run alone, up to
+    rounding; if all were stopped, all go on from the last step of which everyone has a checkpoint.
+
+    Args:
+        members: the runs.
+        run_dirs: one each.
+        resume: as in `fit`.
+        overwrite: as in `fit`.
+        progress: as in `fit`.
+
+    Raises:
+        InputError: as in `fit`, or the runs differ in something else.
+    """
+    config = _common(members)
     dataset = config.data.load()
     check_labels(dataset)
     if not np.issubdtype(dataset.train.targets.dtype, np.integer):
@@ -84,284 +99,122 @@ def fit(
         )
     source = EpochShuffle(len(dataset.train.targets), config.batch_size, config.seed)
     program = make_program(config, dataset, config.num_steps(source.steps_per_epoch))
-    run = _Run(config, program, dataset, source)
-    if run_dir is None:
-        return run.train(progress)
-    directory = RunDirectory.open(pathlib.Path(run_dir), config, resume=resume, overwrite=overwrite)
-    with Checkpoints(directory.checkpoints) as checkpoints:
-        return run.train(progress, directory, checkpoints)
-
-
-class _Run:
-    """One run in progress: what the loop keeps between dispatches."""
-
-    def __init__(
-        self, config: TrainConfig, program: Program, dataset: Dataset, source: EpochShuffle
-    ):
-        self.config, self.program, self.source = config, program, source
-        self.everywhere = sharding.replicated(program.mesh)
-        self.train_data, self.test_data = (
-            data if isinstance(data, Stream) else jax.device_put(data, self.everywhere)
-            for data in (dataset.train, dataset.test)
+    data = Data.placed(dataset, program)
+    if len(members) > 1 and isinstance(data.train, Stream):
+        raise InputError(
+            f"data set '{dataset.name}' is streamed, and runs that train together need it in"
+            " memory; train them one by one"
         )
-        self.ends = config.evaluation_steps(program.num_steps, source.steps_per_epoch)
-        self.curve: list[Evaluation] = []
-        self.elapsed_before = 0.0
-        self.started = time.perf_counter()
+    with contextlib.ExitStack() as stack:
+        files = [
+            Files.open(stack, pathlib.Path(path), member, resume=resume, overwrite=overwrite)
+            for path, member in zip(run_dirs or (), members, strict=bool(run_dirs))
+        ]
+        runs = [
+            Run(member, program, data, own) for member, own in itertools.zip_longest(members, files)
+        ]
+        return _train(runs, progress)
 
-    def train(
-        self,
-        progress: bool,
-        directory: RunDirectory | None = None,
-        checkpoints: Checkpoints | None = None,
-    ) -> Result:
-        """From the start or the last checkpoint to the end."""
-        state = self._initial_state(directory, checkpoints)
-        first = int(state.step)
-        with (
-            _open_writer(directory) as writer,
-            tqdm.tqdm(
-                total=self.program.num_steps,
-                initial=first,
-                unit="step",
-                desc=rule_name(self.config.rule),
-                disable=not progress,
-            ) as bar,
-        ):
-            step = first
-            for end in (end for end in self.ends if end > first):
-                state, means = self._steps(state, step, end, bar)
-                evaluation = self._evaluate(state, end, means)
-                self.curve.append(evaluation)
-                if directory and checkpoints and writer:
-                    # The curve goes first: a point without a checkpoint is made again on resume.
-                    directory.append(evaluation)
-                    _write_scalars(writer, evaluation)
-                    checkpoints.save(state)
-                step = end
-        record = self._record(state)
-        if directory:
-            directory.finish(record)
-        return Result(record, self.program.model, state)
 
-    def _initial_state(
-        self, directory: RunDirectory | None, checkpoints: Checkpoints | None
-    ) -> TrainState:
-        """Freshly drawn on the devices where it stays, or restored there."""
-        example = feed.first(self.train_data, self.config.batch_size, self.everywhere)
-        keys = seed_keys(self.config)
-        init = functools.partial(draw_state, program=self.program)
-        abstract = jax.eval_shape(init, *keys, example)
-        shardings = sharding.state_shardings(self.program.mesh, abstract)
-        if directory and checkpoints and checkpoints.latest is not None:
-            like = jax.tree.map(
-                lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, shardings
+def _common(members: Sequence[TrainConfig]) -> TrainConfig:
+    """The first configuration, after checking that the others share all that must be shared."""
+    if not members:
+        raise InputError("no runs to train; give at least one configuration")
+    first = members[0]
+    for member in members[1:]:
+        optimizer = dataclasses.replace(
+            member.optimizer, learning_rate=first.optimizer.learning_rate
+        )
+        same = dataclasses.replace(member, seed=first.seed, optimizer=optimizer)
+        if found := configs.changes(configs.to_dict(first), same):
+            raise InputError(
+                f"runs that train together differ in {found[0]}; expected other seeds and learning"
+                " rates alone"
             )
-            state = checkpoints.restore(like)
-            self.curve = directory.curve_until(int(state.step))
-            self.elapsed_before = self.curve[-1].metrics["wall_seconds"]
-            return state
-        if directory:
-            directory.curve_until(0)
-        return init(*keys, example)
-
-    def _steps(
-        self, state: TrainState, start: int, end: int, bar: tqdm.tqdm
-    ) -> tuple[TrainState, dict[str, float]]:
-        """Steps `start` to `end`, a dispatch at a time; the means of their metrics."""
-        sums = {"loss": 0.0, "accuracy": 0.0}
-        pending: tuple[int, int, dict[str, Array]] | None = None
-        dispatches = feed.dispatches(
-            self.train_data,
-            self.source,
-            start,
-            end,
-            most_steps=STEPS_PER_DISPATCH,
-            sharding=self.everywhere,
-        )
-        for dispatch in itertools.chain(dispatches, [None]):
-            finished, pending = pending, None
-            if dispatch:
-                begin, stop, data, order = dispatch
-                state, totals = run_steps(state, data, order, stop - begin, program=self.program)
-                pending = (begin, stop, totals)
-            if finished:
-                self._fetch(*finished, sums, bar)
-        return state, {name: total / (end - start) for name, total in sums.items()}
-
-    def _fetch(
-        self,
-        begin: int,
-        stop: int,
-        totals: dict[str, Array],
-        sums: dict[str, float],
-        bar: tqdm.tqdm,
-    ) -> None:
-        """Waits for a dispatch, adds its totals up, and shows them."""
-        values = {name: float(total) for name, total in totals.items()}
-        for name, value in values.items():
-            sums[name] += value
-        loss = values["loss"] / (stop - begin)
-        self._check_finite(loss, f"the loss is {loss} between steps {begin} and {stop}")
-        bar.set_postfix(loss=f"{loss:.4f}", accuracy=f"{values['accuracy'] / (stop - begin):.4f}")
-        bar.update(stop - begin)
-
-    def _check_finite(self, loss: float, finding: str) -> None:
-        """Stops a run that has diverged, before it is recorded or checkpointed."""
-        if not math.isfinite(loss):
-            raise DivergedError(
-                f"{finding}; lower --optimizer.learning-rate (now"
-                f" {self.config.optimizer.learning_rate}) or set --optimizer.clip-norm"
-            )
-
-    def _evaluate(self, state: TrainState, step: int, means: dict[str, float]) -> Evaluation:
-        """Test set and per-site measurements, at this step."""
-        tested = self._test(state)
-        test_loss = tested["loss"]
-        self._check_finite(test_loss, f"the test loss is {test_loss} after step {step}")
-        measured = {}
-        if self.config.alignment_examples:
-            number = self.config.alignment_examples
-            examples = feed.first(self.train_data, number, self.everywhere)
-            measured = measure_sites(state, examples, program=self.program)
-        found = {name: float(value) for name, value in measured.items()}
-        found = {name: value for name, value in found.items() if math.isfinite(value)}
-        if self.program.readout and step == self.program.num_steps:
-            found |= self._probe(state)
-        found["wall_seconds"] = self.elapsed_before + time.perf_counter() - self.started
-        return Evaluation(
-            step=step,
-            epoch=step / self.source.steps_per_epoch,
-            train_loss=means["loss"],
-            train_accuracy=means["accuracy"],
-            test_loss=test_loss,
-            test_accuracy=tested["accuracy"],
-            metrics=found,
-        )
-
-    def _test(self, state: TrainState) -> dict[str, float]:
-        """Mean loss and accuracy over the test set; its chunks count by their examples."""
-        means = {"loss": 0.0, "accuracy": 0.0}
-        for chunk in feed.chunks(self.test_data, self.everywhere):
-            found = evaluate(state.params, chunk, state.readout, program=self.program)
-            share = len(chunk.targets) / len(self.test_data.targets)
-            means = {name: mean + share * float(found[name]) for name, mean in means.items()}
-        return means
-
-    def _probe(self, state: TrainState) -> dict[str, float]:
-        """Accuracies of a classifier fitted to the features of all training images as they are.
-
-        Of a stream there is none: its features might not fit in memory either.
-        """
-        train, test, model = self.train_data, self.test_data, self.program.model
-        if isinstance(train, Stream) or isinstance(test, Stream):
-            return {}
-        place = self.config.readout.place
-        found = linear_probe(model, state.params, train, test, place=place)
-        return {
-            "probe_train_accuracy": found.train_accuracy,
-            "probe_test_accuracy": found.test_accuracy,
-        }
-
-    def _record(self, state: TrainState) -> RunRecord:
-        return RunRecord(
-            recipe="",
-            variant="",
-            rule=rule_name(self.config.rule),
-            seed=self.config.seed,
-            num_params=tree.size(state.params),
-            num_steps=self.program.num_steps,
-            wall_seconds=self.elapsed_before + time.perf_counter() - self.started,
-            config=to_dict(self.config),
-            environment=environment(),
-            curve=tuple(self.curve),
-        )
+    return first
 
 
-def seed_keys(config: TrainConfig) -> tuple[PRNGKey, PRNGKey | None]:
-    """The run's key, and that of its feedback if it has one of its own."""
-    own = config.feedback_seed
-    return jax.random.key(config.seed), None if own is None else jax.random.key(own)
+def _train(runs: Sequence[Run], progress: bool) -> list[Result]:
+    """From the start, or the last step that everyone has a checkpoint of, to the end."""
+    step = min(run.latest for run in runs)
+    for run in runs:
+        run.start(step)
+    program = runs[0].program
+    with tqdm.tqdm(
+        total=program.num_steps,
+        initial=step,
+        unit="step",
+        desc=rule_name(program.rule),
+        disable=not progress,
+    ) as bar:
+        for end in (end for end in runs[0].ends if end > step):
+            means = _advance(runs, step, end, bar)
+            for run, own in zip(runs, means, strict=True):
+                run.record_point(end, own)
+            step = end
+    return [run.finish() for run in runs]
 
 
-@functools.partial(jax.jit, static_argnames="program")
-def draw_state(
-    key: PRNGKey, feedback_key: PRNGKey | None, batch: Batch, *, program: Program
-) -> TrainState:
-    """`init_state` on the devices where the state stays; one compilation serves every seed."""
-    state = init_state(key, batch, feedback_key=feedback_key, **program.initial_parts)
-    return jax.lax.with_sharding_constraint(state, sharding.state_shardings(program.mesh, state))
-
-
-@functools.partial(jax.jit, static_argnames="program", donate_argnames="state")
-def run_steps(
-    state: TrainState,
-    data: Batch,
-    order: Int[Array, "most batch"],
-    num_steps: int | Int[Array, ""],
-    *,
-    program: Program,
-) -> tuple[TrainState, dict[str, Array]]:
-    """The first `num_steps` rows of `order` as steps; totals of loss and accuracy over them."""
-    parts, over_batch = program.parts, sharding.over_batch(program.mesh)
-
-    def one(i, carry):
-        state, totals = carry
-        batch = jax.tree.map(lambda a: a[order[i]], data)
-        batch = jax.lax.with_sharding_constraint(batch, over_batch)
-        state, found = train_step(state, batch, **parts)
-        return state, tree.add(totals, found)
-
-    totals = {"loss": jnp.zeros(()), "accuracy": jnp.zeros(())}
-    state, totals = jax.lax.fori_loop(0, num_steps, one, (state, totals))
-    shardings = sharding.state_shardings(program.mesh, state)
-    return jax.lax.with_sharding_constraint(state, shardings), totals
-
-
-@functools.partial(jax.jit, static_argnames="program")
-def evaluate(
-    params: Params, data: Batch, readout: Params = (), *, program: Program
-) -> dict[str, Array]:
-    """Mean loss and accuracy over a whole set, of the readout if the program has one."""
-
-    def one(example: Batch) -> dict[str, Array]:
-        batch = jax.tree.map(lambda a: a[None], example)
-        if program.readout:
-            outputs = program.readout.logits(readout, params, batch.inputs)
-            loss = softmax_cross_entropy(outputs, batch.targets)
-        else:
-            outputs = program.model.apply(params, batch.inputs)
-            loss = LOSSES[program.loss](outputs, batch.targets)
-        right = metrics.correct(outputs, batch.targets)
-        return {"loss": loss[0], "accuracy": right[0].astype(jnp.float32)}
-
-    found = jax.lax.map(one, data, batch_size=_EVAL_BATCH)
-    return jax.tree.map(jnp.mean, found)
-
-
-@functools.partial(jax.jit, static_argnames="program")
-def measure_sites(state: TrainState, batch: Batch, *, program: Program) -> dict[str, Array]:
-    """`metrics.site_metrics` of a state on a batch, or on its views."""
-    loss_fn = LOSSES[program.loss]
-    key = jax.random.fold_in(state.key, state.step)
-    if program.views:
-        batch = program.views(key, batch)
-    return metrics.site_metrics(
-        key, program.model, program.rule, loss_fn, state.params, state.rule_state, batch
+def _advance(runs: Sequence[Run], start: int, end: int, bar: tqdm.tqdm) -> list[dict[str, float]]:
+    """Steps `start` to `end`, a dispatch at a time; the means of their metrics, run by run."""
+    sums = [{"loss": 0.0, "accuracy": 0.0} for _ in runs]
+    pending: tuple[int, int, _Totals] | None = None
+    first = runs[0]
+    dispatches = feed.dispatches(
+        first.data.train,
+        first.source,
+        start,
+        end,
+        most_steps=STEPS_PER_DISPATCH,
+        sharding=first.everywhere,
     )
+    for dispatch in itertools.chain(dispatches, [None]):
+        finished, pending = pending, None
+        if dispatch:
+            pending = (*dispatch[:2], _dispatch(runs, *dispatch))
+        if finished:
+            _fetch(runs, *finished, sums, bar)
+    return [{name: total / (end - start) for name, total in own.items()} for own in sums]
 
 
-def _open_writer(directory: RunDirectory | None) -> Any:
-    """TensorBoard's writer as a context manager; one left open fails at the interpreter's exit."""
-    if directory is None:
-        return contextlib.nullcontext()
-    return contextlib.closing(tensorboardX.SummaryWriter(str(directory.tensorboard)))
+def _dispatch(
+    runs: Sequence[Run], begin: int, stop: int, data: Batch, order: np.ndarray
+) -> _Totals:
+    """Lets all runs take these steps; `order` is that of the first one."""
+    program, number = runs[0].program, stop - begin
+    if len(runs) == 1:
+        (run,) = runs
+        run.state, totals = run_steps(run.state, data, order, number, program=program)
+        return [totals]
+    orders = np.zeros((len(order), len(runs), order.shape[1]), np.int32)
+    orders[:number] = np.stack([run.source.indices(begin, number) for run in runs], 1)
+    rates = np.array([run.config.optimizer.learning_rate for run in runs])
+    factors = (rates / program.optimizer.learning_rate).astype(np.float32)
+    states = tuple(run.state for run in runs)
+    states, totals = run_steps_together(states, data, orders, number, factors, program=program)
+    for run, state in zip(runs, states, strict=True):
+        run.state = state
+    return totals
 
 
-def _write_scalars(writer: tensorboardX.SummaryWriter, evaluation: Evaluation) -> None:
-    numbers: dict[str, float] = dict(evaluation.metrics)
-    for name in ("train_loss", "train_accuracy", "test_loss", "test_accuracy"):
-        numbers[name] = getattr(evaluation, name)
-    for name, value in numbers.items():
-        writer.add_scalar(name, value, evaluation.step)
-    writer.flush()
+def _fetch(
+    runs: Sequence[Run],
+    begin: int,
+    stop: int,
+    totals: _Totals,
+    sums: list[dict[str, float]],
+    bar: tqdm.tqdm,
+) -> None:
+    """Waits for a dispatch, adds its totals up, and shows their means."""
+    number = stop - begin
+    for run, found, own in zip(runs, totals, sums, strict=True):
+        for name, total in found.items():
+            own[name] += float(total)
+        loss = float(found["loss"]) / number
+        run.check_finite(loss, f"the loss is {loss} between steps {begin} and {stop}")
+    shown = {
+        name: sum(float(found[name]) for found in totals) / (number * len(runs))
+        for name in ("loss", "accuracy")
+    }
+    bar.set_postfix({name: f"{value:.4f}" for name, value in shown.items()})
+    bar.update(number)

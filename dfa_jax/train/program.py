@@ -107,7 +107,8 @@ def _readout(config: TrainConfig, dataset: Dataset) -> Readout:
 def _checked_model(config: TrainConfig, dataset: Dataset, rows: int) -> Model:
     """The model with its sites, after checking that it classifies as many classes as there are.
 
-    A contrastive run asks for no number of outputs, but for one vector a row.
+    Every target, a label of an image or each token of a text, has a row of logits. A contrastive
+    run asks for no number of outputs, but for one vector a row.
     """
     example = jax.ShapeDtypeStruct(
         (rows, *dataset.train.inputs.shape[1:]), dataset.train.inputs.dtype
@@ -136,7 +137,7 @@ def _checked_model(config: TrainConfig, dataset: Dataset, rows: int) -> Model:
                 f" for each of the {rows} views"
             )
         return model
-    expected = (rows, dataset.num_classes)
+    expected = (rows, *dataset.train.targets.shape[1:], dataset.num_classes)
     if outputs.shape != expected:
         raise InputError(
             f"the model's outputs are {outputs.shape}; data set '{dataset.name}' needs {expected}:"

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Float
 
 from dfa_jax import metrics
 from dfa_jax.models.base import Model
@@ -23,11 +24,13 @@ def train_step(
     tx: optax.GradientTransformation,
     views: Views | None = None,
     readout: Readout | None = None,
+    rate_factor: Float[Array, ""] | None = None,
 ) -> tuple[TrainState, Metrics]:
     """Estimates gradients by the rule and applies the optimiser's update.
 
     With `views` it trains on those of the batch; a `readout` takes a step too, on the features of
-    the parameters before the update.
+    the parameters before the update. A `rate_factor` multiplies the learning rate, or rather what
+    the optimiser adds to the parameters.
 
     Returns:
         The next state, and `loss` (mean over the batch) and, for integer targets, `accuracy`: the
@@ -38,6 +41,8 @@ def train_step(
         batch = views(key, batch)
     estimate = rule.estimate(key, model, loss_fn, state.params, state.rule_state, batch)
     updates, opt_state = tx.update(estimate.grads, state.opt_state, state.params)
+    if rate_factor is not None:
+        updates = jax.tree.map(lambda u: (rate_factor * u).astype(u.dtype), updates)
     params = optax.apply_updates(state.params, updates)
     found: Metrics = {"loss": estimate.loss}
     classifier = state.readout

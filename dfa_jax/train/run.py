@@ -1,0 +1,256 @@
+"""One run in progress: its state, its curve, and what it writes."""
+
+import contextlib
+import functools
+import math
+import pathlib
+import time
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import tensorboardX
+from jaxtyping import Array
+
+from dfa_jax import tree
+from dfa_jax.data import Dataset, EpochShuffle, Stream, feed
+from dfa_jax.errors import DivergedError
+from dfa_jax.models import Model
+from dfa_jax.train import compiled, sharding
+from dfa_jax.train.checkpoint import Checkpoints
+from dfa_jax.train.config import TrainConfig, rule_name, to_dict
+from dfa_jax.train.directory import RunDirectory
+from dfa_jax.train.probe import linear_probe
+from dfa_jax.train.program import Program
+from dfa_jax.train.records import Evaluation, RunRecord, environment
+from dfa_jax.train.state import TrainState
+from dfa_jax.types import Batch, PRNGKey
+
+STEPS_PER_DISPATCH = 100
+
+
+class Result(NamedTuple):
+    """A finished run: its record, the model, and the last state."""
+
+    record: RunRecord
+    model: Model
+    state: TrainState
+
+
+class Data(NamedTuple):
+    """A data set where it is trained on: on every device, or as a stream."""
+
+    train: Batch | Stream
+    test: Batch | Stream
+
+    @classmethod
+    def placed(cls, dataset: Dataset, program: Program) -> "Data":
+        """What is no stream is put on the devices."""
+        everywhere = sharding.replicated(program.mesh)
+        return cls(
+            *(
+                data if isinstance(data, Stream) else jax.device_put(data, everywhere)
+                for data in (dataset.train, dataset.test)
+            )
+        )
+
+
+class Files(NamedTuple):
+    """Where a run is written down."""
+
+    directory: RunDirectory
+    checkpoints: Checkpoints
+    writer: tensorboardX.SummaryWriter
+
+    @classmethod
+    def open(
+        cls,
+        stack: contextlib.ExitStack,
+        path: pathlib.Path,
+        config: TrainConfig,
+        *,
+        resume: bool,
+        overwrite: bool,
+    ) -> "Files":
+        """The run's files, closed with the stack: an open writer fails at the interpreter's end."""
+        directory = RunDirectory.open(path, config, resume=resume, overwrite=overwrite)
+        checkpoints = stack.enter_context(Checkpoints(directory.checkpoints))
+        writer = tensorboardX.SummaryWriter(str(directory.tensorboard))
+        stack.enter_context(contextlib.closing(writer))
+        return cls(directory, checkpoints, writer)
+
+
+class Run:
+    """What is kept of a run between dispatches.
+
+    Attributes:
+        source: which examples make its steps.
+        ends: after which steps it is evaluated.
+        state: set by `start`; who takes steps replaces it.
+        curve: the evaluations so far.
+    """
+
+    state: TrainState
+
+    def __init__(self, config: TrainConfig, program: Program, data: Data, files: Files | None):
+        self.config, self.program, self.data, self.files = config, program, data, files
+        self.everywhere = sharding.replicated(program.mesh)
+        num_train = len(data.train.targets)
+        self.source = EpochShuffle(num_train, config.batch_size, config.seed)
+        self.ends = config.evaluation_steps(program.num_steps, self.source.steps_per_epoch)
+        self.curve: list[Evaluation] = []
+        self.elapsed_before = 0.0
+        self.started = time.perf_counter()
+
+    @property
+    def latest(self) -> int:
+        """The step of the newest checkpoint, 0 if there is none."""
+        return (self.files and self.files.checkpoints.latest) or 0
+
+    def start(self, step: int) -> None:
+        """Freshly drawn on the devices where it stays, or restored there from this step."""
+        example = feed.first(self.data.train, self.config.batch_size, self.everywhere)
+        keys = seed_keys(self.config)
+        init = functools.partial(compiled.draw_state, program=self.program)
+        if self.files:
+            self.curve = self.files.directory.curve_until(step)
+        if not step:
+            self.state = init(*keys, example)
+            return
+        assert self.files
+        abstract = jax.eval_shape(init, *keys, example)
+        shardings = sharding.state_shardings(self.program.mesh, abstract)
+        like = jax.tree.map(
+            lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, shardings
+        )
+        self.state = self.files.checkpoints.restore(like, step)
+        self.elapsed_before = self.curve[-1].metrics["wall_seconds"]
+
+    def check_finite(self, loss: float, finding: str) -> None:
+        """Stops a run that has diverged, before it is recorded or checkpointed."""
+        if not math.isfinite(loss):
+            raise DivergedError(
+                f"{finding}; lower --optimizer.learning-rate (now"
+                f" {self.config.optimizer.learning_rate}) or set --optimizer.clip-norm"
+            )
+
+    def record_point(self, step: int, means: dict[str, float]) -> None:
+        """Evaluates the state after this step, and writes evaluation and state down."""
+        evaluation = self._evaluate(step, means)
+        self.curve.append(evaluation)
+        if self.files:
+            # The curve goes first: a point without a checkpoint is made again on resume.
+            self.files.directory.append(evaluation)
+            _write_scalars(self.files.writer, evaluation)
+            self.files.checkpoints.save(self.state)
+
+    def finish(self) -> Result:
+        """The record of the whole run, written down."""
+        record = RunRecord(
+            recipe="",
+            variant="",
+            rule=rule_name(self.config.rule),
+            seed=self.config.seed,
+            num_params=tree.size(self.state.params),
+            num_steps=self.program.num_steps,
+            wall_seconds=self._elapsed(),
+            config=to_dict(self.config),
+            environment=environment(),
+            curve=tuple(self.curve),
+        )
+        if self.files:
+            self.files.directory.finish(record)
+        return Result(record, self.program.model, self.state)
+
+    def _elapsed(self) -> float:
+        return self.elapsed_before + time.perf_counter() - self.started
+
+    def _evaluate(self, step: int, means: dict[str, float]) -> Evaluation:
+        """Test set and per-site measurements, at this step."""
+        tested = self._test(self.state)
+        test_loss = tested["loss"]
+        self.check_finite(test_loss, f"the test loss is {test_loss} after step {step}")
+        measured: dict[str, Array] = {}
+        if self.config.alignment_examples:
+            number = self.config.alignment_examples
+            examples = feed.first(self.data.train, number, self.everywhere)
+            measured = compiled.measure_sites(self.state, examples, program=self.program)
+        found = {name: float(value) for name, value in measured.items()}
+        found = {name: value for name, value in found.items() if math.isfinite(value)}
+        if self.config.decay_fraction:
+            found |= self._decayed(step)
+        if self.program.readout and step == self.program.num_steps:
+            found |= self._probe()
+        found["wall_seconds"] = self._elapsed()
+        return Evaluation(
+            step=step,
+            epoch=step / self.source.steps_per_epoch,
+            train_loss=means["loss"],
+            train_accuracy=means["accuracy"],
+            test_loss=test_loss,
+            test_accuracy=tested["accuracy"],
+            metrics=found,
+        )
+
+    def _test(self, state: TrainState) -> dict[str, float]:
+        """Mean loss and accuracy over the test set; its chunks count by their examples."""
+        means = {"loss": 0.0, "accuracy": 0.0}
+        for chunk in feed.chunks(self.data.test, self.everywhere):
+            found = compiled.evaluate(state.params, chunk, state.readout, program=self.program)
+            share = len(chunk.targets) / len(self.data.test.targets)
+            means = {name: mean + share * float(found[name]) for name, mean in means.items()}
+        return means
+
+    def _decayed(self, step: int) -> dict[str, float]:
+        """The test loss of a branch whose rate falls to zero, which the run itself does not feel.
+
+        A loss that is not finite is left out.
+        """
+        number = max(1, round(self.config.decay_fraction * step))
+        branch = jax.tree.map(lambda a: a.copy(), self.state)  # steps write over what they get
+        for begin, stop, data, order in feed.dispatches(
+            self.data.train,
+            self.source,
+            step,
+            step + number,
+            most_steps=STEPS_PER_DISPATCH,
+            sharding=self.everywhere,
+        ):
+            left = 1 - (np.arange(begin, begin + len(order)) - step) / number
+            factors = np.maximum(left, 0).astype(np.float32)
+            branch, _ = compiled.run_steps(
+                branch, data, order, stop - begin, factors, program=self.program
+            )
+        loss = self._test(branch)["loss"]
+        found = {"decayed_steps": float(number)}
+        return found | ({"decayed_test_loss": loss} if math.isfinite(loss) else {})
+
+    def _probe(self) -> dict[str, float]:
+        """Accuracies of a classifier fitted to the features of all training images as they are.
+
+        Of a stream there is none: its features might not fit in memory either.
+        """
+        (train, test), model = self.data, self.program.model
+        if isinstance(train, Stream) or isinstance(test, Stream):
+            return {}
+        place = self.config.readout.place
+        found = linear_probe(model, self.state.params, train, test, place=place)
+        return {
+            "probe_train_accuracy": found.train_accuracy,
+            "probe_test_accuracy": found.test_accuracy,
+        }
+
+
+def seed_keys(config: TrainConfig) -> tuple[PRNGKey, PRNGKey | None]:
+    """The run's key, and that of its feedback if it has one of its own."""
+    own = config.feedback_seed
+    return jax.random.key(config.seed), None if own is None else jax.random.key(own)
+
+
+def _write_scalars(writer: tensorboardX.SummaryWriter, evaluation: Evaluation) -> None:
+    numbers: dict[str, float] = dict(evaluation.metrics)
+    for name in ("train_loss", "train_accuracy", "test_loss", "test_accuracy"):
+        numbers[name] = getattr(evaluation, name)
+    for name, value in numbers.items():
+        writer.add_scalar(name, value, evaluation.step)
+    writer.flush()
