@@ -3,7 +3,7 @@
 Paper: Ren, Kornblith, Liao and Hinton (2023), Scaling Forward Gradient with Local Losses, arXiv
     2210.03310, table 3
 Command: python scripts/reproduce.py forward_gradient/mnist
-Time: 120 min on 2 cores
+Time: 70 min on 2 cores
 Expect: on M/1/16, local activity-perturbed forward gradients end within a few tenths of a per cent
     of backpropagation; without local losses, or perturbing weights, they end far above it.
 
@@ -79,7 +79,7 @@ RECIPE = Recipe(
     title="Table 3, MNIST: forward gradients with local losses",
     paper="Ren, Kornblith, Liao and Hinton (2023), Scaling Forward Gradient with Local Losses,"
     " arXiv 2210.03310",
-    minutes=120,
+    minutes=70,
     variants={
         f"{size}/{name}": config(model, rule)
         for size, model in SIZES.items()

@@ -29,7 +29,7 @@ class OnlineReadout:
     a step a batch, so that one rate serves features of every width.
 
     Attributes:
-        learning_rate: `eta`.
+        learning_rate: of its gradient descent, `eta`, relative to the features' squared length.
         place: whose activity the features are, named as a credit site: `NAME` for the output of a
             submodule, `NAME:input` for its input.
     """
