@@ -93,19 +93,20 @@ def best_step(found: dict[int, float]) -> int:
 
 
 def next_step(found: dict[int, float]) -> int | None:
-    """The rate to try next: a neighbour of the best so far; None once both are known.
+    """The rate to try next; None once the neighbours of the best and of the first are known.
 
-    So the best rate is inside of what was tried, unless `MOST_STEPS` away from the first.
+    So the best rate is inside of what was tried, unless `MOST_STEPS` away from the first, and one
+    lucky trial above the first does not hide what lies below.
 
     >>> next_step({}), next_step({0: 5.0}), next_step({0: 5.0, 1: 4.0}), next_step({0: 5.0, 1: 6.0})
-    (0, 1, 2, -1)
-    >>> next_step({-1: 6.0, 0: 5.0, 1: 6.0}) is None
-    True
+    (0, 1, -1, -1)
+    >>> next_step({-1: 6.0, 0: 5.0, 1: 4.0}), next_step({-1: 6.0, 0: 5.0, 1: 6.0})
+    (2, None)
     """
     if not found:
         return 0
     best = best_step(found)
-    around = [best + 1, best - 1]
+    around = [1, -1, best + 1, best - 1]
     return next((s for s in around if s not in found and abs(s) <= MOST_STEPS), None)
 
 
