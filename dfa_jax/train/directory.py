@@ -14,6 +14,7 @@ from dfa_jax.train.config import TrainConfig
 
 _CONFIG = "config.json"
 _CURVE = "curve.jsonl"
+_RECORD = "record.json"
 
 
 class RunDirectory:
@@ -130,9 +131,29 @@ class RunDirectory:
         _replace(path, "".join(json.dumps(dataclasses.asdict(e)) + "\n" for e in kept))
         return kept
 
+    def record(self) -> records.RunRecord | None:
+        """The record of the whole run, once it has ended.
+
+        Raises:
+            InputError: it is damaged.
+        """
+        path = self.path / _RECORD
+        try:
+            fields = json.loads(path.read_text())
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            raise InputError(f"{path} is damaged ({error}); delete it to make it again") from error
+        return records.parse_run(fields)
+
+    def latest_step(self) -> int:
+        """The step of the newest whole checkpoint, 0 if there is none."""
+        names = (path.name for path in self.checkpoints.glob("*"))
+        return max((int(name) for name in names if name.isdecimal()), default=0)
+
     def finish(self, record: records.RunRecord) -> None:
         """Writes the record of the whole run."""
-        _write(self.path / "record.json", dataclasses.asdict(record))
+        _write(self.path / _RECORD, dataclasses.asdict(record))
 
 
 def _write(path: pathlib.Path, content: Any) -> None:

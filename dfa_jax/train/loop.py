@@ -122,16 +122,20 @@ def _common(members: Sequence[TrainConfig]) -> TrainConfig:
         raise InputError("no runs to train; give at least one configuration")
     first = members[0]
     for member in members[1:]:
-        optimizer = dataclasses.replace(
-            member.optimizer, learning_rate=first.optimizer.learning_rate
-        )
-        same = dataclasses.replace(member, seed=first.seed, optimizer=optimizer)
-        if found := configs.changes(configs.to_dict(first), same):
+        if found := differences(first, member):
             raise InputError(
                 f"runs that train together differ in {found[0]}; expected other seeds and learning"
                 " rates alone"
             )
     return first
+
+
+def differences(first: TrainConfig, second: TrainConfig) -> list[str]:
+    """The settings, besides seed and learning rate, in which two runs differ."""
+    rate = first.optimizer.learning_rate
+    optimizer = dataclasses.replace(second.optimizer, learning_rate=rate)
+    same = dataclasses.replace(second, seed=first.seed, optimizer=optimizer)
+    return configs.changes(configs.to_dict(first), same)
 
 
 def _train(runs: Sequence[Run], progress: bool) -> list[Result]:

@@ -102,12 +102,12 @@ def read_runs(path: pathlib.Path) -> list[RunRecord]:
     Raises:
         InputError: a line is not a run record; a last line that a stop cut short is left out.
     """
+    return read_lines(path, parse_run)
 
-    def parse(fields: Any) -> RunRecord:
-        fields["curve"] = tuple(Evaluation(**evaluation) for evaluation in fields["curve"])
-        return RunRecord(**fields)
 
-    return read_lines(path, parse)
+def parse_run(fields: Any) -> RunRecord:
+    """A run from its fields, as JSON has them."""
+    return RunRecord(**fields | {"curve": tuple(Evaluation(**one) for one in fields["curve"])})
 
 
 def read_lines(path: pathlib.Path, parse: Callable[[Any], Any]) -> list[Any]:

@@ -1,0 +1,271 @@
+"""A sweep: a recipe's runs as independent jobs, shared out among any number of processes.
+
+They meet in one folder, on one machine or on several. Every job has a folder and a lock of its own;
+the system lets go of a lock when its process dies, however it dies, and whoever takes the job up
+next goes on from its last checkpoint. Trials of learning rates are jobs too: which one is next is a
+function of those that are done, so all workers come to the same answer.
+
+| path | holds |
+| --- | --- |
+| `grid.json` | what the sweep runs; a folder serves one grid alone |
+| `trials/VARIANT@STEP/` | a trial of a learning rate, as `train.directory` keeps a run |
+| `runs/VARIANT/seed_N/` | a run, likewise |
+| `locks/` | one file a job |
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import pathlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import filelock
+
+from dfa_jax.errors import DivergedError, InputError
+from dfa_jax.report import plan, tuning
+from dfa_jax.report.recipe import Recipe
+from dfa_jax.report.run import diverged, located
+from dfa_jax.train import records
+from dfa_jax.train.config import TrainConfig, flatten, to_dict
+from dfa_jax.train.directory import RunDirectory
+from dfa_jax.train.loop import differences, fit_together
+from dfa_jax.train.records import RunRecord
+
+POLL_SECONDS = 2.0
+_GRID = "grid.json"
+
+
+class Job(NamedTuple):
+    """One training run of a sweep.
+
+    Attributes:
+        name: where its folder is under the sweep's.
+        variant: the label of its record.
+        config: what it trains.
+    """
+
+    name: str
+    variant: str
+    config: TrainConfig
+
+
+class Survey(NamedTuple):
+    """What a sweep's folder holds, as far as it is known which jobs there will be.
+
+    Attributes:
+        done: the jobs that have ended, with their records.
+        open: the jobs that can be run now, in the order in which they should be.
+        settled: the variants whose learning rate is known.
+    """
+
+    done: dict[Job, RunRecord]
+    open: list[Job]
+    settled: list[str]
+
+
+def open_folder(recipe: Recipe, folder: pathlib.Path) -> None:
+    """Makes the folder, or joins the workers that are there.
+
+    Raises:
+        InputError: the folder serves another grid, or cannot be written to.
+    """
+    grid = json.loads(json.dumps(_grid(recipe)))
+    try:
+        (folder / "locks").mkdir(parents=True, exist_ok=True)
+        with _lock(folder, _GRID).acquire(timeout=60):
+            path = folder / _GRID
+            if not path.exists():
+                draft = path.with_suffix(".draft")
+                draft.write_text(json.dumps(grid, indent=1) + "\n")
+                os.replace(draft, path)
+                return
+            held = json.loads(path.read_text())
+    except ValueError as error:
+        raise InputError(f"{folder / _GRID} is damaged ({error}); choose another folder") from error
+    except NotImplementedError as error:  # what filelock raises
+        raise InputError(f"{folder} is on a file system without locks; choose another") from error
+    except OSError as error:
+        raise InputError(
+            f"sweep folder {folder} cannot be used ({error.strerror}); choose a folder that can be"
+            " written to"
+        ) from error
+    if held != grid:
+        old, new = flatten(held), flatten(grid)
+        name = next(n for n in sorted(old.keys() | new.keys()) if old.get(n) != new.get(n))
+        raise InputError(
+            f"{folder} holds a sweep of another grid ({name}: {old.get(name, 'absent')} ->"
+            f" {new.get(name, 'absent')}); choose another folder, or go back to its recipe"
+        )
+
+
+def _grid(recipe: Recipe) -> dict:
+    """What makes two sweeps the same."""
+    return {
+        "recipe": recipe.name,
+        "seeds": list(recipe.seeds),
+        "tuning": to_dict(recipe.tuning),
+        "variants": {label: to_dict(config) for label, config in recipe.variants.items()},
+    }
+
+
+def survey(recipe: Recipe, folder: pathlib.Path) -> Survey:
+    """Reads what is done, and tells which jobs can be run."""
+    done: dict[Job, RunRecord] = {}
+    waiting: list[Job] = []
+    settled = list(recipe.variants)
+    if recipe.tuning:
+        trials, waiting = _trials(recipe, folder)
+        done |= trials
+        unsettled = {job.variant.rpartition("@")[0] for job in waiting}
+        settled = [variant for variant in recipe.variants if variant not in unsettled]
+        recipe = tuning.settled(recipe, list(trials.values()))
+    for one in plan.plan(recipe):
+        if one.variant in settled:
+            job = Job(f"runs/{one.variant}/seed_{one.seed}", one.variant, one.config)
+            if record := _record(folder, job, recipe.name):
+                done[job] = record
+            else:
+                waiting.append(job)
+    return Survey(done, waiting, settled)
+
+
+def _trials(recipe: Recipe, folder: pathlib.Path) -> tuple[dict[Job, RunRecord], list[Job]]:
+    """The trials that are done, and the next one of each variant whose rate is not yet known."""
+    done, waiting = {}, []
+    for label, config in tuning.grid(recipe).variants.items():
+        job = _trial(recipe, label, config)
+        if record := _record(folder, job, recipe.name):
+            done[job] = record
+    configs = tuning.grid(recipe).variants
+    for variant, found in tuning.errors(recipe, list(done.values())).items():
+        if (step := tuning.next_step(found)) is not None:
+            label = f"{variant}@{step:+d}"
+            waiting.append(_trial(recipe, label, configs[label]))
+    return done, waiting
+
+
+def _trial(recipe: Recipe, label: str, config: TrainConfig) -> Job:
+    assert recipe.tuning
+    config = dataclasses.replace(config, seed=recipe.tuning.seed)
+    return Job(f"trials/{label}", label, config)
+
+
+def _record(folder: pathlib.Path, job: Job, recipe: str) -> RunRecord | None:
+    """What the job's folder says that it found, under the recipe's names."""
+    found = RunDirectory(folder / job.name).record()
+    return found and dataclasses.replace(
+        found, recipe=recipe, variant=job.variant, config=to_dict(job.config)
+    )
+
+
+def work(
+    recipe: Recipe,
+    folder: pathlib.Path,
+    *,
+    together: int = 1,
+    data_dir: pathlib.Path | None = None,
+    say: Callable[[str], None] = print,
+) -> Survey:
+    """Takes one open job after another, until none is left anywhere.
+
+    Args:
+        recipe: what to run, as `catalogue.load` gives it.
+        folder: the sweep's, shared with the other workers.
+        together: train up to so many jobs at once that differ in seed or rate alone.
+        data_dir: where data sets are, in place of the configurations' own.
+        say: receives one line a job.
+
+    Returns:
+        What the folder holds in the end.
+
+    Raises:
+        InputError: the folder serves another grid, or a job cannot be run here.
+    """
+    open_folder(recipe, folder)
+    while (seen := survey(recipe, folder)).open:
+        with _claimed(seen.open, folder, together) as jobs:
+            for job in jobs and _run(recipe, jobs, folder, data_dir):
+                say(job)
+        if not jobs:
+            time.sleep(POLL_SECONDS)  # what is open is in other hands
+    return seen
+
+
+@contextlib.contextmanager
+def _claimed(waiting: Sequence[Job], folder: pathlib.Path, together: int) -> Iterator[list[Job]]:
+    """The first job that nobody works on, with others like it; they are ours inside the block."""
+    with contextlib.ExitStack() as stack:
+        jobs: list[Job] = []
+        for job in waiting:
+            if len(jobs) == together:
+                break
+            if jobs and not _alike(jobs[0], job, folder):
+                continue
+            lock = _lock(folder, job.name)
+            with contextlib.suppress(filelock.Timeout):
+                lock.acquire(blocking=False)
+                stack.callback(lock.release)
+                # It may have been done between the survey and the lock.
+                if RunDirectory(folder / job.name).record() is None:
+                    jobs.append(job)
+        yield jobs
+
+
+def _alike(first: Job, second: Job, folder: pathlib.Path) -> bool:
+    """Whether two jobs can take their steps together; they must stand at the same one."""
+    steps = {RunDirectory(folder / job.name).latest_step() for job in (first, second)}
+    return len(steps) == 1 and not differences(first.config, second.config)
+
+
+def _lock(folder: pathlib.Path, name: str) -> filelock.FileLock:
+    return filelock.FileLock(folder / "locks" / (name.replace("/", "__") + ".lock"))
+
+
+def _run(
+    recipe: Recipe, jobs: Sequence[Job], folder: pathlib.Path, data_dir: pathlib.Path | None
+) -> Iterator[str]:
+    """Trains the jobs to their end; a line for each."""
+    started = time.perf_counter()
+    try:
+        results = fit_together(
+            [located(job.config, data_dir) for job in jobs],
+            run_dirs=[folder / job.name for job in jobs],
+            resume=True,
+            progress=False,
+        )
+    except DivergedError as error:
+        if len(jobs) > 1:  # who it was is found one by one
+            for job in jobs:
+                yield from _run(recipe, [job], folder, data_dir)
+            return
+        (job,) = jobs
+        seconds = time.perf_counter() - started
+        RunDirectory(folder / job.name).finish(diverged(recipe, job.variant, job.config, seconds))
+        yield f"{job.name}: {error}"
+        return
+    for job, result in zip(jobs, results, strict=True):
+        loss, seconds = result.record.final.test_loss, result.record.wall_seconds
+        yield f"{job.name}: test loss {loss:.4f} in {seconds:.0f} s"
+
+
+def gather(recipe: Recipe, folder: pathlib.Path, results: pathlib.Path) -> list[str]:
+    """Writes the jobs that are done as the recipe's records, in the recipe's order.
+
+    A run that diverged has no result, and is left out.
+
+    Returns:
+        The runs that diverged.
+    """
+    seen = survey(recipe, folder)
+    trials = [record for job, record in seen.done.items() if job.name.startswith("trials/")]
+    runs = {job: record for job, record in seen.done.items() if job.name.startswith("runs/")}
+    results.mkdir(parents=True, exist_ok=True)
+    kept = [record for record in runs.values() if record.curve]
+    for name, found in ((tuning.FILE, trials), ("records.jsonl", kept)):
+        if found:
+            (results / name).touch()
+            records.rewrite(results / name, found)
+    return [job.name for job, record in runs.items() if not record.curve]

@@ -1,0 +1,192 @@
+"""Many workers on one folder: nothing is lost, nothing is done twice, and the records are the same.
+
+Oracle: one worker that is left alone, and `report.run`, which knows nothing of folders and locks.
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import threading
+
+import jax
+import pytest
+
+import dfa_jax
+from dfa_jax.data import ImageData
+from dfa_jax.errors import InputError
+from dfa_jax.report import run, sweep, tuning
+from dfa_jax.train import loop
+from dfa_jax.train import records as files
+from tests.report import sweepers
+from tests.train import small
+
+ROOTS = (pathlib.Path(dfa_jax.__file__).parents[1], pathlib.Path(__file__).parents[2])
+UNTUNED = sweepers.recipe(tuning=None)
+
+
+def timeless(path):
+    """The records of a file without what a machine and a moment put into them."""
+    found = []
+    for record in files.read_runs(path):
+        curve = small.without_time(record.curve)
+        found.append(
+            (record.recipe, record.variant, record.seed, record.num_steps, record.config, curve)
+        )
+    return found
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """The recipe as `report.run` makes it: a folder with records and trials."""
+    folder = tmp_path_factory.mktemp("alone")
+    run.run(sweepers.recipe(), folder / "records.jsonl", say=str)
+    return folder
+
+
+def workers(folder, kills):
+    """Two workers in processes of their own, until the sweep is done."""
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(map(str, ROOTS)),
+        "JAX_COMPILATION_CACHE_DIR": str(jax.config.jax_compilation_cache_dir),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    command = [sys.executable, "-m", "tests.report.sweepers", str(folder), str(kills)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return [line.split(" ", 1) for line in (folder / "said").read_text().splitlines()]
+
+
+def check_same(folder, alone):
+    """Gathered records and trials are those of the run without a sweep; trials in any order."""
+    results = folder / "results"
+    assert sweep.gather(sweepers.recipe(), folder, results) == []
+    assert timeless(results / "records.jsonl") == timeless(alone / "records.jsonl")
+    found, expected = (timeless(path / tuning.FILE) for path in (results, alone))
+    assert sorted(found, key=str) == sorted(expected, key=str)
+
+
+def test_two_workers_share_the_jobs(tmp_path, alone):
+    """Invariant: every job is said once, by either worker; the records are those of one process."""
+    said = workers(tmp_path, kills=0)
+    jobs = [line.split(":")[0] for _, line in said]
+    assert len(jobs) == len(set(jobs))
+    assert {worker for worker, _ in said} != {said[0][0]}
+    check_same(tmp_path, alone)
+
+
+@pytest.mark.slow
+def test_killed_workers_lose_and_repeat_nothing(tmp_path, alone):
+    """Exact equivalence: a dozen SIGKILLs at random moments, workers replaced. Jobs are resumed from
+    their checkpoints by whoever comes next, and the records are bit for bit those of one process."""
+    said = workers(tmp_path, kills=12)
+    jobs = [line.split(":")[0] for _, line in said]
+    assert len(jobs) == len(set(jobs))
+    check_same(tmp_path, alone)
+
+
+def test_a_job_in_other_hands_is_left_alone(tmp_path):
+    """Invariant: while another holds the lock of a job, the worker does the others and waits."""
+    sweep.open_folder(UNTUNED, tmp_path)
+    first = sweep.survey(UNTUNED, tmp_path).open[0]
+    lock, said, others_done = sweep._lock(tmp_path, first.name), [], threading.Event()
+    lock.acquire()
+
+    def say(line):
+        said.append(line.split(":")[0])
+        if len(said) == 3:  # all but the one that is held
+            others_done.set()
+
+    thread = threading.Thread(
+        target=lambda: sweep.work(UNTUNED, tmp_path, say=say), daemon=True
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sweep, "POLL_SECONDS", 0.05)
+        thread.start()
+        assert others_done.wait(timeout=120)
+        lock.release()
+        thread.join(timeout=120)
+    assert not thread.is_alive()
+    assert said[3] == first.name
+    assert len(set(said)) == 4
+
+
+def test_together_trains_what_is_alike(tmp_path, monkeypatch):
+    """Invariant: jobs that differ in their seed go into one program, two at a time here; the records
+    are those of `fit`, up to rounding, which a test of `fit_together` bounds."""
+    sizes = []
+
+    def watched(members, **options):
+        sizes.append(len(members))
+        return loop.fit_together(members, **options)
+
+    monkeypatch.setattr(sweep, "fit_together", watched)
+    seen = sweep.work(UNTUNED, tmp_path, together=2, say=str)
+    assert sizes == [2, 2]
+    assert len(seen.done) == 4
+
+
+def test_a_diverged_run_is_left_out_and_named(tmp_path):
+    """Oracle: a rate of 1e38. The other jobs go on; nobody tries it again; no record has a NaN."""
+    wild = {
+        label: dataclasses.replace(
+            config, optimizer=dataclasses.replace(config.optimizer, name="sgd", learning_rate=rate)
+        )
+        for rate, (label, config) in zip((1e-2, 1e38), UNTUNED.variants.items(), strict=True)
+    }
+    recipe = dataclasses.replace(UNTUNED, variants=wild, seeds=(0,))
+    said = []
+    sweep.work(recipe, tmp_path, together=2, say=said.append)
+    again = sweep.work(recipe, tmp_path, say=said.append)
+    assert not again.open
+    assert len(said) == 2
+    assert "lower --optimizer.learning-rate" in said[1]
+    bad = sweep.gather(recipe, tmp_path, tmp_path / "results")
+    assert bad == ["runs/digits/direct_feedback_alignment/seed_0"]
+    (kept,) = files.read_runs(tmp_path / "results" / "records.jsonl")
+    assert kept.variant == "digits/backprop"
+
+
+def test_another_grid_is_refused(tmp_path):
+    """Documented contract: names what differs; nothing in the folder changes."""
+    sweep.open_folder(UNTUNED, tmp_path)
+    sweep.open_folder(UNTUNED, tmp_path)
+    other = dataclasses.replace(UNTUNED, seeds=(0, 1, 2))
+    with pytest.raises(InputError, match=r"another grid \(seeds: \[0, 1\] -> \[0, 1, 2\]\)"):
+        sweep.work(other, tmp_path)
+    fewer = dataclasses.replace(
+        UNTUNED.variants["digits/backprop"], data=ImageData(num_train=32, num_test=24)
+    )
+    other = dataclasses.replace(UNTUNED, variants=UNTUNED.variants | {"digits/backprop": fewer})
+    with pytest.raises(InputError, match=r"digits/backprop\.data\.num_train: 64 -> 32"):
+        sweep.work(other, tmp_path)
+
+
+def test_damage_is_named(tmp_path):
+    """Documented contract: the file, and what to do."""
+    sweep.open_folder(UNTUNED, tmp_path)
+    job = sweep.survey(UNTUNED, tmp_path).open[0]
+    record = tmp_path / job.name / "record.json"
+    record.parent.mkdir(parents=True)
+    record.write_text("{")
+    with pytest.raises(InputError, match=r"record\.json is damaged .* delete it to make it again"):
+        sweep.survey(UNTUNED, tmp_path)
+    (tmp_path / "grid.json").write_text("{")
+    with pytest.raises(InputError, match=r"grid\.json is damaged"):
+        sweep.open_folder(UNTUNED, tmp_path)
+    with pytest.raises(InputError, match="cannot be used"):
+        sweep.open_folder(UNTUNED, record)
+
+
+def test_gathered_twice_is_the_same(tmp_path):
+    """Invariant: bytes of the records; and the grid is JSON."""
+    recipe = dataclasses.replace(UNTUNED, seeds=(0,))
+    sweep.work(recipe, tmp_path, say=str)
+    sweep.gather(recipe, tmp_path, tmp_path / "results")
+    first = (tmp_path / "results" / "records.jsonl").read_bytes()
+    sweep.gather(recipe, tmp_path, tmp_path / "results")
+    assert (tmp_path / "results" / "records.jsonl").read_bytes() == first
+    assert json.loads((tmp_path / "grid.json").read_text())["seeds"] == [0]
