@@ -16,11 +16,16 @@ from typing import Any, Literal, NoReturn
 import flax.linen as nn
 
 from dfa_jax import errors
-from dfa_jax.models import MLP, ConvNet, LocalMixer
+from dfa_jax.models import MLP, ConvNet, LocalMixer, Transformer
 from dfa_jax.rules import RULES, ObjectiveRule
 from dfa_jax.train.config import TrainConfig, config_fields
 
-MODELS: dict[str, type[nn.Module]] = {"mlp": MLP, "convnet": ConvNet, "local_mixer": LocalMixer}
+MODELS: dict[str, type[nn.Module]] = {
+    "mlp": MLP,
+    "convnet": ConvNet,
+    "local_mixer": LocalMixer,
+    "transformer": Transformer,
+}
 ESTIMATORS = {name: rule for name, rule in RULES.items() if issubclass(rule, ObjectiveRule)}
 PARTS: dict[str, dict[str, Any]] = {
     "rule": RULES,
