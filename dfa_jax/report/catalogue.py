@@ -7,6 +7,7 @@ from typing import Any
 
 from dfa_jax.errors import InputError, unknown
 from dfa_jax.report.recipe import Recipe
+from dfa_jax.report.run_study import RunStudy
 from dfa_jax.report.study import Study
 from dfa_jax.train.config import TrainConfig
 
@@ -19,7 +20,7 @@ def names() -> list[str]:
     return sorted(path.with_suffix("").as_posix() for path in paths)
 
 
-def load(name: str) -> Recipe | Study:
+def load(name: str) -> Recipe | Study | RunStudy:
     """The `RECIPE` of a file under `configs/`, with its name and header.
 
     Raises:
@@ -30,7 +31,7 @@ def load(name: str) -> Recipe | Study:
     """
     module = run_file(name)
     found = module.get("RECIPE")
-    if not isinstance(found, Recipe | Study):
+    if not isinstance(found, Recipe | Study | RunStudy):
         raise InputError(f"configs/{plain(name)}.py defines no RECIPE; see configs/quickstart.py")
     return dataclasses.replace(found, name=plain(name), header=(module["__doc__"] or "").strip())
 

@@ -8,14 +8,16 @@ from dfa_jax.errors import InputError
 from dfa_jax.report import catalogue, figure, page, plan, study, study_page, table, tuning
 from dfa_jax.report import run as training
 from dfa_jax.report.recipe import Recipe
+from dfa_jax.report.run_study import RunStudy
 from dfa_jax.report.study import Study
 from dfa_jax.train import records
 
 RECORDS = "records.jsonl"
+Published = Recipe | Study | RunStudy
 
 
 def run(
-    chosen: Recipe | Study,
+    chosen: Published,
     results_dir: pathlib.Path,
     *,
     data_dir: pathlib.Path | None = None,
@@ -27,11 +29,12 @@ def run(
             os.environ["TFDS_DATA_DIR"] = str(data_dir)
         study.run(chosen, results_dir / chosen.source / RECORDS, overwrite=overwrite)
     else:
-        path = results_dir / chosen.name / RECORDS
-        training.run(chosen, path, data_dir=data_dir, overwrite=overwrite)
+        recipe = chosen.recipe if isinstance(chosen, RunStudy) else chosen
+        path = results_dir / recipe.name / RECORDS
+        training.run(recipe, path, data_dir=data_dir, overwrite=overwrite)
 
 
-def publish(chosen: Recipe | Study, results_dir: pathlib.Path) -> str:
+def publish(chosen: Published, results_dir: pathlib.Path) -> str:
     """Writes table, figure and page from the recipe's records.
 
     Returns:
@@ -45,7 +48,7 @@ def publish(chosen: Recipe | Study, results_dir: pathlib.Path) -> str:
         raise InputError(
             f"no runs of '{chosen.name}' in {folder}; leave out --report-only to make them"
         )
-    if isinstance(chosen, Study):
+    if isinstance(chosen, Study | RunStudy):
         shown = study_page.markdown(chosen, held)
         image, content = study_page.figure(chosen, held), study_page.html(chosen, held)
     else:
@@ -58,7 +61,7 @@ def publish(chosen: Recipe | Study, results_dir: pathlib.Path) -> str:
     return f"{shown}\nPage: {folder / 'index.html'}"
 
 
-def held_runs(chosen: Recipe | Study, results_dir: pathlib.Path) -> list[Any]:
+def held_runs(chosen: Published, results_dir: pathlib.Path) -> list[Any]:
     """The recorded runs, or cases, that belong to a recipe.
 
     Raises:
@@ -66,10 +69,11 @@ def held_runs(chosen: Recipe | Study, results_dir: pathlib.Path) -> list[Any]:
     """
     if isinstance(chosen, Study):
         return study.matching(chosen, study.read(results_dir / chosen.source / RECORDS))
-    folder = results_dir / chosen.name
-    if chosen.tuning:
-        chosen = tuning.settled(chosen, tuning.read(chosen, folder))
-    return plan.matching(chosen, records.read_runs(folder / RECORDS))
+    recipe = chosen.recipe if isinstance(chosen, RunStudy) else chosen
+    folder = results_dir / recipe.name
+    if recipe.tuning:
+        recipe = tuning.settled(recipe, tuning.read(recipe, folder))
+    return plan.matching(recipe, records.read_runs(folder / RECORDS))
 
 
 def listing(results_dir: pathlib.Path) -> str:
@@ -86,16 +90,17 @@ def listing(results_dir: pathlib.Path) -> str:
     )
 
 
-def progress(chosen: Recipe | Study, results_dir: pathlib.Path) -> str:
+def progress(chosen: Published, results_dir: pathlib.Path) -> str:
     """`complete`, `k of n runs` or cases, `none`, or `outdated`: of another configuration."""
     try:
         held = held_runs(chosen, results_dir)
     except InputError:
         return "outdated"
     if isinstance(chosen, Study):
-        done, needed, unit = len(held), len(chosen.cases), "cases"
+        done, needed, unit = len(held), len(chosen.needed), "cases"
     else:
-        runs = {(one.variant, one.seed) for one in plan.plan(chosen)}
+        recipe = chosen.recipe if isinstance(chosen, RunStudy) else chosen
+        runs = {(one.variant, one.seed) for one in plan.plan(recipe)}
         done = len(runs & {(record.variant, record.seed) for record in held})
         needed, unit = len(runs), "runs"
     if done == needed:

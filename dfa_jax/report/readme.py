@@ -6,6 +6,7 @@ import re
 from dfa_jax.errors import InputError
 from dfa_jax.report import catalogue, finding, publish, study_page, table, text, verdict
 from dfa_jax.report.recipe import Recipe
+from dfa_jax.report.run_study import RunStudy
 from dfa_jax.report.study import Study
 from dfa_jax.train.records import RunRecord
 
@@ -40,9 +41,9 @@ def _recipe(name: str, results_dir: pathlib.Path) -> str:
         return ""
     held, where = publish.held_runs(chosen, results_dir), folder.as_posix()
     commits = sorted({record.environment["commit"] or "unknown" for record in held})
-    if isinstance(chosen, Study):
+    if isinstance(chosen, Study | RunStudy):
         shown = [finding.summary(study_page.findings(chosen, held))]
-        made = f"{len(held)} cases"
+        made = f"{len(held)} {study_page.unit(chosen)}"
     else:
         rows = table.rows(chosen, held)
         shown = _table(rows) if len(rows) <= _MOST_ROWS else _sentences(chosen, held)

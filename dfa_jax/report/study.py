@@ -73,6 +73,23 @@ class Study:
         """The folder under `results/` whose records it reads."""
         return self.shares or self.name
 
+    @property
+    def needed(self) -> list[str]:
+        """All cases, by label."""
+        return list(self.cases)
+
+    def results(self, held: "Sequence[CaseRecord]") -> Results:
+        """What `draw` and `findings` get: the recorded arrays by case."""
+        return {
+            record.case: {name: np.array(values, float) for name, values in record.results.items()}
+            for record in held
+        }
+
+    @staticmethod
+    def label(record: "CaseRecord") -> str:
+        """Which case it is."""
+        return record.case
+
     def only(self, pattern: str) -> "Study":
         """The study with those cases alone whose labels match a glob pattern.
 
@@ -176,14 +193,6 @@ def matching(study: Study, held: Sequence[CaseRecord]) -> list[CaseRecord]:
             )
     last = {record.case: record for record in held}
     return [last[label] for label in study.cases if label in last]
-
-
-def results(held: Sequence[CaseRecord]) -> Results:
-    """The recorded arrays by case."""
-    return {
-        record.case: {name: np.array(values, float) for name, values in record.results.items()}
-        for record in held
-    }
 
 
 def _changed(study: Study, record: CaseRecord) -> list[str]:

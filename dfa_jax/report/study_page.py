@@ -1,4 +1,4 @@
-"""A study's table, figure and page."""
+"""Table, figure and page of a study, be it of cases or of training runs."""
 
 import base64
 import io
@@ -7,12 +7,17 @@ from html import escape
 
 import matplotlib
 
-from dfa_jax.report import finding, page, provenance, study, style, text
+from dfa_jax.report import finding, page, provenance, style, text
 from dfa_jax.report.figure import DPI
 from dfa_jax.report.finding import Finding
+from dfa_jax.report.run_study import RunStudy
 from dfa_jax.report.study import CaseRecord, Study
 from dfa_jax.report.style import Theme
 from dfa_jax.report.template import PAGE
+from dfa_jax.train.records import RunRecord
+
+Studies = Study | RunStudy
+Held = Sequence[CaseRecord] | Sequence[RunRecord]
 
 HEADINGS = ("what", "expected", "how that is known", "found", "verdict")
 CAPTION = (
@@ -21,12 +26,14 @@ CAPTION = (
 )
 
 
-def findings(chosen: Study, held: Sequence[CaseRecord]) -> list[Finding]:
-    """The study's findings; none while cases are missing."""
-    return list(chosen.findings(study.results(held))) if len(held) == len(chosen.cases) else []
+def findings(chosen: Studies, held: Held) -> list[Finding]:
+    """The study's findings; none while cases or runs are missing."""
+    if len(held) < len(chosen.needed):
+        return []
+    return list(chosen.findings(chosen.results(held)))  # pyright: ignore[reportArgumentType]
 
 
-def markdown(chosen: Study, held: Sequence[CaseRecord]) -> str:
+def markdown(chosen: Studies, held: Held) -> str:
     """Title, verdict and table as Markdown."""
     return f"# {chosen.title}\n\n{table(findings(chosen, held))}\n\n{CAPTION}\n"
 
@@ -34,7 +41,7 @@ def markdown(chosen: Study, held: Sequence[CaseRecord]) -> str:
 def table(found: Sequence[Finding]) -> str:
     """The findings as a Markdown table, with the count of those that hold."""
     if not found:
-        return "Not all cases are in yet."
+        return "Not all of it is in yet."
     lines = [HEADINGS, ("---",) * len(HEADINGS), *map(_cells, found)]
     rows = "\n".join("| " + " | ".join(line) + " |" for line in lines)
     return f"{finding.summary(found)}\n\n{rows}"
@@ -49,24 +56,25 @@ def verdict(one: Finding) -> str:
     return "reproduced" if one.holds else "not reproduced"
 
 
-def figure(chosen: Study, held: Sequence[CaseRecord], theme: Theme = "light") -> bytes:
+def figure(chosen: Studies, held: Held, theme: Theme = "light") -> bytes:
     """The figure as PNG."""
     with matplotlib.rc_context(style.settings(theme)):
-        drawn = chosen.draw(study.results(held), theme)
+        found = chosen.results(held)  # pyright: ignore[reportArgumentType]
+        drawn = chosen.draw(found, theme)  # pyright: ignore[reportArgumentType]
         buffer = io.BytesIO()
         drawn.savefig(buffer, format="png", dpi=DPI)
     return buffer.getvalue()
 
 
-def html(chosen: Study, held: Sequence[CaseRecord]) -> str:
-    """The page; `held` has at least one case."""
+def html(chosen: Studies, held: Held) -> str:
+    """The page; `held` has at least one case or run."""
     found = findings(chosen, held)
     images = {
         theme: base64.b64encode(figure(chosen, held, theme)).decode() for theme in ("light", "dark")
     }
     seconds = sum(record.wall_seconds for record in held)
     badges = [
-        f"{len(held)} of {len(chosen.cases)} cases",
+        f"{len(held)} of {len(chosen.needed)} {unit(chosen)}",
         finding.summary(found) if found else "not complete",
         f"{text.duration(seconds)} of computing",
     ]
@@ -74,7 +82,7 @@ def html(chosen: Study, held: Sequence[CaseRecord]) -> str:
         title=escape(chosen.title),
         paper=escape(chosen.paper),
         badges="".join(f"<span>{escape(badge)}</span>" for badge in badges),
-        verdicts="".join(map(_verdict_line, found)) or "<li>Not all cases are in yet.</li>",
+        verdicts="".join(map(_verdict_line, found)) or "<li>Not all of it is in yet.</li>",
         light=f"data:image/png;base64,{images['light']}",
         dark=f"data:image/png;base64,{images['dark']}",
         alt=escape(f"Figure: {chosen.title}"),
@@ -85,9 +93,12 @@ def html(chosen: Study, held: Sequence[CaseRecord]) -> str:
         command=escape(f"python scripts/reproduce.py {chosen.name}"),
         facts=page.pairs(provenance.merged(record.environment for record in held)),
         settings=page.pairs(provenance.settings([record.config for record in held])),
-        runs_title=f"All {len(held)} cases",
-        runs_head=page.table_row("th", ("case", "seconds", "commit")),
-        runs="".join(page.table_row("td", _case_cells(record)) for record in held),
+        runs_title=f"All {len(held)} {unit(chosen)}",
+        runs_head=page.table_row("th", (unit(chosen)[:-1], "seconds", "commit")),
+        runs="".join(
+            page.table_row("td", _cells_of(chosen.label(record), record))  # pyright: ignore[reportArgumentType]
+            for record in held
+        ),
     )
 
 
@@ -107,5 +118,10 @@ def _html_table(found: Sequence[Finding]) -> str:
     return "".join(lines)
 
 
-def _case_cells(record: CaseRecord) -> tuple[str, ...]:
-    return record.case, f"{record.wall_seconds:.1f}", record.environment["commit"] or "unknown"
+def _cells_of(label: str, record: CaseRecord | RunRecord) -> tuple[str, ...]:
+    return label, f"{record.wall_seconds:.1f}", record.environment["commit"] or "unknown"
+
+
+def unit(chosen: Studies) -> str:
+    """What a study is made of."""
+    return "runs" if isinstance(chosen, RunStudy) else "cases"

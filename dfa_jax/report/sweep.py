@@ -187,8 +187,8 @@ def work(
     open_folder(recipe, folder)
     while (seen := survey(recipe, folder)).open:
         with _claimed(seen.open, folder, together) as jobs:
-            for job in jobs and _run(recipe, jobs, folder, data_dir):
-                say(job)
+            for line in _run(recipe, jobs, folder, data_dir) if jobs else ():
+                say(line)
         if not jobs:
             time.sleep(POLL_SECONDS)  # what is open is in other hands
     return seen

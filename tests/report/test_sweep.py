@@ -100,9 +100,7 @@ def test_a_job_in_other_hands_is_left_alone(tmp_path):
         if len(said) == 3:  # all but the one that is held
             others_done.set()
 
-    thread = threading.Thread(
-        target=lambda: sweep.work(UNTUNED, tmp_path, say=say), daemon=True
-    )
+    thread = threading.Thread(target=lambda: sweep.work(UNTUNED, tmp_path, say=say), daemon=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sweep, "POLL_SECONDS", 0.05)
         thread.start()
