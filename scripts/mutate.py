@@ -237,7 +237,7 @@ SABOTAGES = {
         "tests/train/test_probe.py",
     ),
     "the next image of a stream": Sabotage(
-        "data/stream.py",
+        "data/image_stream.py",
         "stored: list[int] = self.order[indices].tolist()",
         "stored: list[int] = self.order[indices - 1].tolist()",
         "tests/data/test_stream.py",

@@ -18,12 +18,14 @@ class Dataset(NamedTuple):
 
     Attributes:
         name: as the configuration spells it.
-        train: inputs `[n, height, width, channels]` float32 and targets `[n]` int32, NumPy arrays;
-            or a stream of them, whose `inputs` and `targets` are only shapes and types.
+        train: inputs and targets as NumPy arrays: of images `[n, height, width, channels]` float32
+            and `[n]` int32, of text `[n, context]` int32 both; or a stream of them, whose `inputs`
+            and `targets` are only shapes and types.
         test: the same for the examples that measure; a validation set where one was asked for.
-        num_classes: targets are in `[0, num_classes)`.
+        num_classes: targets are in `[0, num_classes)`; the size of a vocabulary.
         shift: what a stored 0 is as a pixel in [0, 1], a number or `[channels]`.
         scale: what a stored 1 is above that, likewise: `pixels = scale * inputs + shift`.
+        bytes_per_token: of the test text, for `metrics.bits_per_byte`; None for what is no text.
     """
 
     name: str
@@ -32,6 +34,7 @@ class Dataset(NamedTuple):
     num_classes: int
     shift: Any = 0.0
     scale: Any = 1.0
+    bytes_per_token: float | None = None
 
 
 def check_labels(dataset: Dataset) -> None:

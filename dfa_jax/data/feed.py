@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import itertools
+import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
@@ -17,7 +18,7 @@ In = TypeVar("In")
 Out = TypeVar("Out")
 
 CHUNK_BYTES = 2**28
-"""Most bytes of a stream's images in one chunk, unless a single batch (or image) has more."""
+"""Most bytes of a stream's examples in one chunk, unless a single batch (or example) has more."""
 
 
 def dispatches(
@@ -32,8 +33,8 @@ def dispatches(
     """Steps `start` to `end`, cut into dispatches of one shape.
 
     Of a stream, a dispatch has the examples of its own steps, as many as fit into `CHUNK_BYTES`.
-    The chunk that follows is decoded meanwhile: one is in use, one waits on the device, one is
-    being decoded, so that three chunks bound the memory.
+    The chunk that follows is read meanwhile: one is in use, one waits on the device, one is being
+    read, so that three chunks bound the memory.
 
     Args:
         data: all training examples, on the device or as a stream.
@@ -69,7 +70,7 @@ def dispatches(
 
 
 def chunks(data: Batch | Stream, sharding: Sharding) -> Iterator[Batch]:
-    """All examples in order: at once, or of a stream at most `CHUNK_BYTES` of images at a time."""
+    """All examples in order: at once, or of a stream at most `CHUNK_BYTES` at a time."""
     if not isinstance(data, Stream):
         yield data
         return
@@ -103,7 +104,9 @@ def prefetched(make: Callable[[In], Out], items: Iterable[In]) -> Iterator[Out]:
 
 def _chunk_size(stream: Stream) -> int:
     """Examples, at least one."""
-    bytes_each = 4 * int(np.prod(stream.inputs.shape[1:]))
+    bytes_each = sum(
+        math.prod(a.shape[1:]) * a.dtype.itemsize for a in (stream.inputs, stream.targets)
+    )
     return max(1, CHUNK_BYTES // bytes_each)
 
 

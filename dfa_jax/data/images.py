@@ -9,7 +9,7 @@ import numpy as np
 
 from dfa_jax.data.base import Dataset
 from dfa_jax.data.digits import load_digits
-from dfa_jax.data.stream import Stream
+from dfa_jax.data.image_stream import ImageStream
 from dfa_jax.data.tfds import load_tfds, open_tfds
 from dfa_jax.errors import InputError, check_choices
 from dfa_jax.types import Batch
@@ -74,7 +74,7 @@ class ImageData:
 
         Raises:
             InputError: as `load_tfds`, or more examples are asked for than there are; a stream also
-                needs `image_size` for images of several shapes, and reads on in `Stream.take`.
+                needs `image_size` for images of several shapes, and reads on in `ImageStream.take`.
         """
         if self.stream:
             return self._open_streams()
@@ -110,13 +110,13 @@ class ImageData:
         train_order, test_order = self._select(len(stored_train), len(stored_test))
         stored_test = stored_train if self.num_validation else stored_test
         num_classes = stored_train.num_classes
-        train = Stream(
+        train = ImageStream(
             stored_train,
             train_order,
             self.image_size,
             _new_labels(len(train_order), self.label_noise, num_classes),
         )
-        test = Stream(stored_test, test_order, self.image_size)
+        test = ImageStream(stored_test, test_order, self.image_size)
         if self.standardize == "pixel_range":
             shift, scale = np.zeros((), np.float32), np.full((), 255, np.float32)
         else:

@@ -9,6 +9,9 @@ from dfa_jax.errors import InputError, unknown
 WELL_KNOWN = ("digits", "mnist", "fashion_mnist", "kmnist", "cifar10", "cifar100", "svhn_cropped")
 """Names to suggest beside those that are prepared; `digits` is embedded."""
 
+WELL_KNOWN_TEXT = ("stdlib", "tiny_shakespeare", "wiki40b/en", "lm1b", "c4/en")
+"""The same for text; `stdlib` is embedded."""
+
 
 def data_directory(data_dir: str | os.PathLike[str] | None) -> pathlib.Path:
     """Where prepared sets are: `data_dir`, else `$TFDS_DATA_DIR`, else `~/tensorflow_datasets`."""
@@ -16,8 +19,15 @@ def data_directory(data_dir: str | os.PathLike[str] | None) -> pathlib.Path:
     return pathlib.Path(os.path.expanduser(chosen))
 
 
-def find_prepared(name: str, directory: pathlib.Path) -> pathlib.Path:
+def find_prepared(
+    name: str, directory: pathlib.Path, well_known: Sequence[str] = WELL_KNOWN
+) -> pathlib.Path:
     """The folder of a prepared set, named `set` or `set/config`, either with `:version`.
+
+    Args:
+        name: as the user spells it.
+        directory: of prepared sets.
+        well_known: names to suggest beside those that are prepared.
 
     Raises:
         InputError: it is not there; says how to get it, or which name is near.
@@ -29,9 +39,9 @@ def find_prepared(name: str, directory: pathlib.Path) -> pathlib.Path:
     variants = [other for other in prepared if other.startswith((f"{base}/", f"{base}:"))]
     if variants:
         raise InputError(f"{unknown('data set', name, variants)} (in {directory})")
-    if base not in WELL_KNOWN and base not in _registered():
+    if base not in well_known and base not in _registered():
         latest = (other for other in prepared if ":" not in other)
-        names = dict.fromkeys((*WELL_KNOWN, *latest))
+        names = dict.fromkeys((*well_known, *latest))
         raise InputError(f"{unknown('data set', name, names)} (searched {directory})")
     raise InputError(
         f"data set '{name}' is not in {directory}: get it with `pip install 'dfa_jax[prepare]'` and"

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import hashlib
 import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -67,3 +68,10 @@ def readable(name: str, folder: pathlib.Path) -> Iterator[None]:
             f"data set '{name}' in {folder} cannot be read ({reason}); prepare it anew with"
             f" {remedy}"
         ) from error
+
+
+def fingerprint(folder: pathlib.Path) -> str:
+    """Changes with any file of the prepared set: their names, sizes and times of change."""
+    status = sorted((file.name, file.stat()) for file in folder.iterdir())
+    seen = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in status]
+    return hashlib.sha256(repr(seen).encode()).hexdigest()[:16]

@@ -1,8 +1,6 @@
 """Image-classification sets in TensorFlow Datasets' prepared form, read without TensorFlow."""
 
-import hashlib
 import os
-import pathlib
 from typing import Any
 
 import numpy as np
@@ -10,7 +8,7 @@ import numpy as np
 from dfa_jax.data.base import ImageArrays
 from dfa_jax.data.cache import cached_arrays
 from dfa_jax.data.locate import data_directory, find_prepared
-from dfa_jax.data.stored import StoredSplit, readable
+from dfa_jax.data.stored import StoredSplit, fingerprint, readable
 from dfa_jax.errors import InputError
 from dfa_jax.types import Batch
 
@@ -38,7 +36,7 @@ def load_tfds(name: str, data_dir: str | os.PathLike[str] | None = None) -> Imag
 
         builder = tfds.builder_from_directory(folder)
         num_classes = _check_features(name, builder.info.features)
-        key = f"{builder.info.full_name.replace('/', '-')}-{_fingerprint(folder)}"
+        key = f"{builder.info.full_name.replace('/', '-')}-{fingerprint(folder)}"
         train, test = (
             _read_split(f"'{name}', split '{split}'", f"{key}-{split}", source, num_classes)
             for split, source in _open_splits(name, builder).items()
@@ -110,13 +108,6 @@ def _open_splits(name: str, builder: Any, decoders: Any = None) -> dict[str, Any
     hidden = len(sources[test_splits[0]]) and sources[test_splits[0]][0]["label"] < 0
     kept = test_splits[-1] if hidden else test_splits[0]  # ImageNet's test labels are secret
     return {split: sources[split] for split in ("train", kept)}
-
-
-def _fingerprint(folder: pathlib.Path) -> str:
-    """Changes with any file of the prepared set: their names, sizes and times of change."""
-    status = sorted((file.name, file.stat()) for file in folder.iterdir())
-    seen = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in status]
-    return hashlib.sha256(repr(seen).encode()).hexdigest()[:16]
 
 
 def _read_split(where: str, key: str, source: Any, num_classes: int) -> Batch:

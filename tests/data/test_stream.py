@@ -1,4 +1,4 @@
-"""`Stream`: sets that do not fit in memory, decoded by index; and how the loop is fed with them."""
+"""`ImageStream`: sets that do not fit in memory, decoded by index; and how the loop is fed with them."""
 
 import dataclasses
 import io
@@ -11,10 +11,12 @@ import pytest
 from PIL import Image
 
 from dfa_jax.data import EpochShuffle, ImageData, feed
-from dfa_jax.data.stream import Stream
+from dfa_jax.data.image_stream import ImageStream
 from dfa_jax.errors import InputError
 from dfa_jax.types import Batch
 from tests.prepared import encoded
+
+BYTES_EACH = 4 * 8 * 8 * 3 + 4  # an image and its label on the device
 
 
 @pytest.fixture
@@ -236,7 +238,7 @@ def test_dispatches_are_the_steps_batches(imagenet, monkeypatch):
     data, _ = imagenet
     train, source = data.load().train, EpochShuffle(11, 2, seed=3)
     expected = [train.take(row) for row in source.indices(4, 7)]
-    for chunk_bytes, steps in ((1, 1), (6 * 4 * 8 * 8 * 3, 3), (2**28, 5)):
+    for chunk_bytes, steps in ((1, 1), (6 * BYTES_EACH, 3), (2**28, 5)):
         monkeypatch.setattr(feed, "CHUNK_BYTES", chunk_bytes)
         found, at = [], 4
         for begin, stop, chunk, rows in feed.dispatches(
@@ -255,7 +257,7 @@ def test_dispatches_are_the_steps_batches(imagenet, monkeypatch):
 def test_chunks_are_the_whole_set(imagenet, monkeypatch):
     """Oracle: the set taken at once; the last chunk is what remains."""
     test = imagenet[0].load().test
-    monkeypatch.setattr(feed, "CHUNK_BYTES", 2 * 4 * 8 * 8 * 3)
+    monkeypatch.setattr(feed, "CHUNK_BYTES", 2 * BYTES_EACH)
     parts = list(feed.chunks(test, here()))
     assert [len(part.targets) for part in parts] == [2, 2, 1]
     joined = jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
@@ -309,7 +311,7 @@ def test_stream_is_no_array(imagenet):
     """Invariant: what is asked of `inputs` and `targets` reads no image."""
     data, _ = imagenet
     train = dataclasses.replace(data, standardize="pixel_range").load().train
-    assert isinstance(train, Stream)
+    assert isinstance(train, ImageStream)
     broken = dataclasses.replace(train, split=dataclasses.replace(train.split, source=None))
     assert (broken.inputs.shape, broken.targets.shape) == ((11, 8, 8, 3), (11,))
     assert len(broken) == len(broken.targets) == 11

@@ -11,7 +11,7 @@ from dfa_jax.train import ensemble, fit, loop
 from tests import helpers, prepared
 from tests.train import small
 
-BYTES_EACH = 4 * 8 * 8  # an image on the device
+BYTES_EACH = 4 * 8 * 8 + 4  # an image and its label on the device
 CHUNKS = {"a batch": 10, "some batches": 40, "an epoch": 1000}  # examples in a chunk
 
 
