@@ -7,6 +7,7 @@ from typing import Literal, get_args
 from dfa_jax.errors import InputError, select, unknown
 from dfa_jax.train.config import TrainConfig
 
+_NEVER = 1e6  # epochs between evaluations, of which the last step is always one
 BASELINE = "backprop"
 """The registered name of the rule that the others are compared with."""
 
@@ -60,26 +61,40 @@ class Tuning:
     """How each variant gets its learning rate before its runs, see `report.tuning`.
 
     From the variant's own rate on, neighbours of the best rate so far are tried until both are
-    known: by the error on a validation split, which is cut from the training set.
+    known: by the error, or the loss of text, on a validation split cut from the training set.
 
     Attributes:
+        num_validation: training examples, or tokens of text, set aside in a trial.
+        num_epochs: length of a trial, passes over the training set; or
+        fraction: its length over that of the run.
         factor: between neighbouring rates.
-        num_epochs: length of a trial.
-        num_validation: training examples set aside in a trial.
         seed: of all trials.
     """
 
-    num_epochs: float
     num_validation: int
+    num_epochs: float = 0.0
+    fraction: float = 0.0
     factor: float = 3.0
     seed: int = 0
 
     def __post_init__(self):
-        if not (self.factor > 1 and self.num_epochs > 0 and self.num_validation > 0):
+        lengths = (self.num_epochs, self.fraction)
+        if not (self.factor > 1 and min(lengths) == 0 < max(lengths) and self.num_validation > 0):
             raise InputError(
-                f"tuning has factor {self.factor}, num_epochs {self.num_epochs}, num_validation"
-                f" {self.num_validation}; expected a factor above 1 and the others positive"
+                f"tuning has factor {self.factor}, num_epochs {self.num_epochs}, fraction"
+                f" {self.fraction}, num_validation {self.num_validation}; expected a factor above 1,"
+                " positive num_validation, and one positive length"
             )
+
+    def length(self, config: TrainConfig) -> dict[str, float]:
+        """The settings that make a run a trial's length."""
+        if self.num_epochs:
+            return {"num_epochs": self.num_epochs, "eval_every": self.num_epochs, "num_tokens": 0}
+        return {
+            "eval_every": _NEVER,
+            "num_epochs": self.fraction * config.num_epochs,
+            "num_tokens": round(self.fraction * config.num_tokens),
+        }
 
 
 @dataclasses.dataclass(frozen=True)

@@ -83,7 +83,9 @@ def tuned(
         started = time.perf_counter()
         try:
             record = train(recipe, label, config, data_dir)
-            found = f"validation error {test_error(record.final):.2f} %"
+            score = tuning.score(config, record)
+            shown = f"loss {score:.4f}" if is_text(record) else f"error {score:.2f} %"
+            found = f"validation {shown}"
         except DivergedError:
             record = diverged(recipe, label, config, time.perf_counter() - started)
             found = "diverged"
@@ -121,9 +123,14 @@ def located(config: TrainConfig, data_dir: pathlib.Path | None) -> TrainConfig:
 
 def describe(record: RunRecord) -> str:
     """One run in a few words."""
-    error = test_error(record.final)
-    seconds = duration(record.wall_seconds)
-    return f"{record.variant}, seed {record.seed}: test error {error:.2f} % in {seconds}"
+    loss, error = record.final.test_loss, test_error(record.final)
+    found = f"test loss {loss:.4f}" if is_text(record) else f"test error {error:.2f} %"
+    return f"{record.variant}, seed {record.seed}: {found} in {duration(record.wall_seconds)}"
+
+
+def is_text(record: RunRecord) -> bool:
+    """Whether a language model was trained, of which the loss says more than the error."""
+    return "context" in record.config["data"]
 
 
 def seconds_left(todo: Sequence[plan.Planned], held: Sequence[RunRecord]) -> float:

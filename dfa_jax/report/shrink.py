@@ -4,9 +4,9 @@ import dataclasses
 import math
 from typing import Any
 
-from dfa_jax.data import ImageData
+from dfa_jax.data import ImageData, TextData
 from dfa_jax.data.augment import Augmentation
-from dfa_jax.models import LocalMixer
+from dfa_jax.models import LocalMixer, Transformer
 from dfa_jax.report.recipe import Recipe
 from dfa_jax.rules import LocalLosses
 from dfa_jax.train.config import TrainConfig
@@ -30,7 +30,12 @@ def shrink(recipe: Recipe) -> Recipe:
 
 
 def shrink_config(config: TrainConfig) -> TrainConfig:
-    """The same experiment on 64 digits, with narrow layers, fewer of them where there are many."""
+    """The same experiment on 64 digits, with narrow layers, fewer of them where there are many.
+
+    Or on some 2,000 bytes of text.
+    """
+    if isinstance(config.data, TextData):
+        return _shrink_text(config)
     images = isinstance(config.data, ImageData)
     small: dict[str, Any] = {"num_outputs": 10} if images else {}
     rule = config.rule
@@ -56,6 +61,23 @@ def shrink_config(config: TrainConfig) -> TrainConfig:
         eval_every=1,
         log_evaluations=min(config.log_evaluations, 3),
         alignment_examples=min(config.alignment_examples, 16),
+    )
+
+
+def _shrink_text(config: TrainConfig) -> TrainConfig:
+    """Two blocks of eight units on 32 windows of 16 bytes of the standard library."""
+    model = config.model
+    if isinstance(model, Transformer):
+        model = model.clone(num_outputs=256, num_layers=2, width=8, num_heads=2, context=16)
+    return dataclasses.replace(
+        config,
+        data=TextData(context=16, num_train=512, num_test=256),
+        model=model,
+        batch_size=8,
+        num_epochs=1,
+        num_tokens=512,
+        log_evaluations=min(config.log_evaluations, 3),
+        alignment_examples=min(config.alignment_examples, 8),
     )
 
 

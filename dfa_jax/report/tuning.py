@@ -5,7 +5,7 @@ import math
 import pathlib
 from collections.abc import Callable, Sequence
 
-from dfa_jax.data import ImageData
+from dfa_jax.data import ImageData, TextData
 from dfa_jax.errors import InputError
 from dfa_jax.report import plan, series
 from dfa_jax.report.recipe import Recipe, Tuning
@@ -45,16 +45,17 @@ def grid(recipe: Recipe) -> Recipe:
 
 def _short(recipe: Recipe, config: TrainConfig, step: int) -> TrainConfig:
     tuning = _required(recipe)
-    if not isinstance(config.data, ImageData):
+    if not isinstance(config.data, ImageData | TextData):
         raise InputError(
-            f"recipe '{recipe.title}' tunes on a validation split, which is cut from image data;"
+            f"recipe '{recipe.title}' tunes on a validation split, which is cut from images or text;"
             f" got {type(config.data).__name__}"
         )
     short = dataclasses.replace(
         config,
         data=dataclasses.replace(config.data, num_validation=tuning.num_validation, num_test=None),
-        num_epochs=tuning.num_epochs,
-        eval_every=tuning.num_epochs,
+        **tuning.length(config),
+        log_evaluations=0,
+        decay_fraction=0.0,
         alignment_examples=0,
     )
     return at_rate(short, rate(recipe, config, step))
@@ -78,13 +79,20 @@ def _required(recipe: Recipe) -> Tuning:
 
 
 def errors(recipe: Recipe, held: Sequence[RunRecord]) -> dict[str, dict[int, float]]:
-    """Validation error, %, by variant and step; infinite where the run diverged."""
+    """Validation error, %, or a text's loss, by variant and step; infinite where it diverged."""
     found: dict[str, dict[int, float]] = {variant: {} for variant in recipe.variants}
     for record in held:
         variant, _, step = record.variant.rpartition("@")
-        error = series.test_error(record.final) if record.curve else math.inf
+        error = score(recipe.variants[variant], record) if record.curve else math.inf
         found[variant][int(step)] = error
     return found
+
+
+def score(config: TrainConfig, record: RunRecord) -> float:
+    """What a trial is judged by: its error, %, or the loss of text, nats a token."""
+    if isinstance(config.data, TextData):
+        return record.final.test_loss
+    return series.test_error(record.final)
 
 
 def best_step(found: dict[int, float]) -> int:

@@ -8,13 +8,13 @@ from typing import Any, Literal
 import flax.linen as nn
 import numpy as np
 
-from dfa_jax.data import GaussianTargets, ImageData
+from dfa_jax.data import GaussianTargets, ImageData, TextData
 from dfa_jax.data.augment import NONE, Augmentation
 from dfa_jax.errors import InputError
 from dfa_jax.losses import LOSSES, is_contrastive
 from dfa_jax.models import MLP
 from dfa_jax.optim import Optimizer
-from dfa_jax.rules import RULES, Backprop, LearningRule
+from dfa_jax.rules import RULES, Backprop, DirectRandomTargetProjection, LearningRule
 from dfa_jax.train.readout import OnlineReadout
 
 Loss = Literal[
@@ -59,7 +59,7 @@ class TrainConfig:
         model_axis: devices over which each layer's width is split.
     """
 
-    data: ImageData | GaussianTargets = ImageData()
+    data: ImageData | TextData | GaussianTargets = ImageData()
     model: nn.Module = MLP()
     sites: tuple[str, ...] = ("layer_*",)
     blocks: tuple[str, ...] = ()
@@ -113,8 +113,8 @@ class TrainConfig:
         return is_contrastive(LOSSES[self.loss])
 
     def _check_views(self) -> None:
-        """Refuses views of what are no images, or of too few."""
-        if isinstance(self.data, GaussianTargets):
+        """Refuses views of what are no images, or of too few, and rules that have no use for them."""
+        if not isinstance(self.data, ImageData):
             for name in ("augment", "second_view"):
                 if getattr(self, name) != NONE:
                     raise InputError(
@@ -134,6 +134,11 @@ class TrainConfig:
                     f"{name} is 1, and loss '{self.loss}' compares an image with others; expected"
                     " at least 2"
                 )
+        if isinstance(self.rule, DirectRandomTargetProjection):
+            raise InputError(
+                f"rule is {rule_name(self.rule)}, which projects labels, and loss '{self.loss}'"
+                " reads none; choose another rule, or another loss"
+            )
         if getattr(self.model, "zero_readout", False):
             raise InputError(
                 f"zero_readout is true: all outputs are zero, where loss '{self.loss}' has no"
@@ -147,7 +152,7 @@ class TrainConfig:
             InputError: `num_tokens` of what is no text.
         """
         if self.num_tokens:
-            if not hasattr(self.data, "context"):
+            if not isinstance(self.data, TextData):
                 raise InputError(
                     f"num_tokens is {self.num_tokens} and data is {type(self.data).__name__}, which"
                     " has no tokens; set num_epochs in its place"

@@ -122,7 +122,7 @@ def test_published_results_are_those_of_the_chosen_rate(tuned, calls, tmp_path):
 def test_tuning_needs_images(recipe):
     """Oracle: the message names what was given."""
     config = dataclasses.replace(recipe.variants["tanh/backprop"], data=GaussianTargets())
-    made = Recipe("t", "p", 1, {"a": config}, (0,), tuning=Tuning(1, 10))
+    made = Recipe("t", "p", 1, {"a": config}, (0,), tuning=Tuning(10, 1))
     with pytest.raises(InputError, match="GaussianTargets"):
         tuning.grid(made)
 
