@@ -31,9 +31,7 @@ from dfa_jax.rules import (
     WeightForwardGradient,
 )
 
-Pass = Literal[
-    "forward", "tangents", "weight_gradients", "activation_gradients", "projections"
-]
+Pass = Literal["forward", "tangents", "weight_gradients", "activation_gradients", "projections"]
 """What a product is for; `tangents` are those of `jax.jvp`, `projections` are `e B`."""
 
 Convention = Literal["6ND", "4ND", "2ND"]
@@ -99,7 +97,9 @@ def count(
 
     A gradient of a map's input is needed where a trained parameter lies between that input and the
     site below; an error is projected to the sites behind trained parameters. Scanned blocks count
-    like those written out (in a loop, the first block does what the others do).
+    like those written out (in a loop, the first block does what the others do). Under `Shallow`
+    nothing below the last site is needed; its `estimate` gets there by multiplying zeros. Draws of
+    a forward gradient share one forward pass, as under `draws="vmap"`. Without `remat`.
 
     Args:
         model: the network.
@@ -145,9 +145,7 @@ def num_params(model: Transformer, *, embeddings: bool = True) -> int:
     tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
     stacked = model.clone(scan=True)  # traced once for all blocks
     params = jax.eval_shape(stacked.init, jax.random.key(0), tokens)["params"]
-    kept = {
-        name: part for name, part in params.items() if embeddings or name not in _EMBEDDINGS
-    }
+    kept = {name: part for name, part in params.items() if embeddings or name not in _EMBEDDINGS}
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(kept))
 
 
@@ -283,8 +281,7 @@ def _projections(walk: _Walk, rule: DirectFeedbackAlignment) -> dict[tuple[str, 
         widths = sum(set(walk.fed.values()))
         return {("shared", "projections"): 2 * walk.num_tokens * d_e * widths}
     return {
-        (site, "projections"): 2 * walk.num_tokens * d_e * width
-        for site, width in walk.fed.items()
+        (site, "projections"): 2 * walk.num_tokens * d_e * width for site, width in walk.fed.items()
     }
 
 
