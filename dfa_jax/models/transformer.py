@@ -45,7 +45,7 @@ class BlockOptions:
         )
 
     def onto_stream(self, features: int, name: str) -> nn.Dense:
-        """A linear map whose output is added to the residual stream, 2 `num_layers` times in all."""
+        """A linear map whose output is added to the residual stream, as 2 `num_layers` are."""
         return self.dense(features, name, self.std / math.sqrt(2 * self.num_layers))
 
 
@@ -273,7 +273,7 @@ class MLPSublayer(nn.Module):
 
 
 def causal_attention(
-    qkv: Float[Array, "batch time 3d"], num_heads: int, *, rotary: bool
+    qkv: Float[Array, "batch time qkv"], num_heads: int, *, rotary: bool
 ) -> Float[Array, "batch time d"]:
     r"""Scaled dot-product attention of each place to itself and to those before it.
 

@@ -44,6 +44,10 @@ needs no gradients of activities (4ND); 2ND says that the whole backward pass is
 CONVENTIONS: dict[Convention, int] = {"6ND": 6, "4ND": 4, "2ND": 2}
 
 
+Parts = dict[tuple[str, Pass], int]
+"""FLOPs by place and pass."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Flops:
     """Matrix-product FLOPs of one step, by place and pass.
@@ -55,7 +59,7 @@ class Flops:
         num_tokens: tokens in the step's batch.
     """
 
-    parts: dict[tuple[str, Pass], int]
+    parts: Parts
     num_tokens: int
 
     def of(self, place: str = "*", kind: str = "*") -> int:
@@ -103,9 +107,9 @@ def count(
 
     Args:
         model: the network.
-        rule: `Backprop`, a chain rule such as `FeedbackAlignment` (which costs the same), `Shallow`,
-            `DirectFeedbackAlignment`, or a forward gradient of the mean of its draws. Tap and
-            sharing are read from it.
+        rule: `Backprop`, a chain rule such as `FeedbackAlignment` (which costs the same),
+            `Shallow`, `DirectFeedbackAlignment` (tap and sharing are read from it), or a forward
+            gradient, the mean of its draws.
         batch: windows a step.
         time: tokens a window.
         granularity: of the sites, see `credit_sites`.
@@ -122,7 +126,7 @@ def count(
     sites = frozenset() if isinstance(rule, (Backprop, ChainRule, WeightForwardGradient)) else names
     walk = _Walk(model, batch * time, time, sites, trains_blocks=not frozen_blocks)
     walk.run()
-    parts = {(op.place, "forward"): op.flops for op in walk.products}
+    parts: Parts = {(op.place, "forward"): op.flops for op in walk.products}
     if isinstance(rule, Shallow):
         parts |= _backward(walk, "logits", below=False)
     elif isinstance(rule, WeightForwardGradient):
@@ -258,9 +262,9 @@ class _Walk:
         return False
 
 
-def _backward(walk: _Walk, tap: ErrorTap, *, below: bool = True) -> dict[tuple[str, Pass], int]:
+def _backward(walk: _Walk, tap: ErrorTap, *, below: bool = True) -> Parts:
     """Local VJPs; not `below` the last site where all errors are zero."""
-    parts: dict[tuple[str, Pass], int] = {}
+    parts: Parts = {}
     for op in walk.products:
         is_head = op.place == "unembed"
         if not (below or is_head):
@@ -273,7 +277,7 @@ def _backward(walk: _Walk, tap: ErrorTap, *, below: bool = True) -> dict[tuple[s
     return parts
 
 
-def _projections(walk: _Walk, rule: DirectFeedbackAlignment) -> dict[tuple[str, Pass], int]:
+def _projections(walk: _Walk, rule: DirectFeedbackAlignment) -> Parts:
     """`e B_l` at every site that feeds a parameter; with one shared matrix, once for each width."""
     model = walk.model
     d_e = model.num_outputs if rule.tap == "logits" else model.width
@@ -285,11 +289,9 @@ def _projections(walk: _Walk, rule: DirectFeedbackAlignment) -> dict[tuple[str, 
     }
 
 
-def _weight_tangents(
-    walk: _Walk, num_draws: int, *, exact_readout: bool
-) -> dict[tuple[str, Pass], int]:
+def _weight_tangents(walk: _Walk, num_draws: int, *, exact_readout: bool) -> Parts:
     """Of every operand: every weight but the readout's moves, and so does every activity."""
-    parts: dict[tuple[str, Pass], int] = {}
+    parts: Parts = {}
     for op in walk.products:
         is_exact = exact_readout and op.place == "unembed"
         is_tied = is_exact and walk.model.tied  # then it lies in the embedding, and moves
@@ -302,7 +304,7 @@ def _weight_tangents(
     return parts
 
 
-def _activity_tangents(walk: _Walk, num_draws: int) -> dict[tuple[str, Pass], int]:
+def _activity_tangents(walk: _Walk, num_draws: int) -> Parts:
     """Of every activity above the first site; no weight moves."""
     return {
         (op.place, "tangents"): num_draws * op.flops * (1 if op.has_weights else 2)
