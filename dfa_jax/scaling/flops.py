@@ -144,7 +144,7 @@ def num_params(model: Transformer, *, embeddings: bool = True) -> int:
     """Parameters, with or without the tables of tokens and positions and the unembedding.
 
     >>> num_params(Transformer(num_layers=2, width=4, num_outputs=10, context=8), embeddings=False)
-    520
+    496
     """
     tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
     stacked = model.clone(scan=True)  # traced once for all blocks

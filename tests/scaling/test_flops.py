@@ -151,9 +151,13 @@ def test_backprop_is_six_per_weight_and_attention():
 
 @pytest.mark.parametrize("form", ["pre", "post"])
 def test_no_error_passes_a_matrix_of_the_blocks_if_all_are_cut(form):
-    """Closed form: with sites at every map, backward is weight gradients and projections alone."""
+    """Closed form: with sites at every map, backward is weight gradients and projections alone.
+
+    An embedding that learns from block 1 is below its first map, where no norm is cut in between.
+    """
     module = LARGER.clone(norm=form)
-    found = flops.count(module, SHARED, batch=1, time=8, granularity="linear")
+    options = {"batch": 1, "time": 8, "granularity": "linear"}
+    found = flops.count(module, SHARED, **options, embedding="own")
     assert found.of("block_*", "activation_gradients") == 0
     assert found.of("block_*", "weight_gradients") == sum(
         found.of(f"block_*/{m}", "forward") for m in ("qkv", "out", "up", "down")
@@ -161,6 +165,9 @@ def test_no_error_passes_a_matrix_of_the_blocks_if_all_are_cut(form):
     d = 24
     widths = d + 2 * d + 3 * d  # of the stream, the MLP's hidden layer, and qkv
     assert found.of("shared") == found.of(kind="projections") == 2 * 8 * 60 * widths
+    through = flops.count(module, SHARED, **options)
+    first = through.of("block_0/attention/qkv", "forward") if form == "post" else 0
+    assert through.of("block_*", "activation_gradients") == first
 
 
 def test_num_params_is_the_trees():
