@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dfa_jax import autodiff, losses
-from dfa_jax.models import MLP, ConvNet, Model, from_linen
+from dfa_jax.models import MLP, ConvNet, Model, Transformer, from_linen
 from dfa_jax.rules import GradEstimate, LearningRule
 from dfa_jax.types import Batch
 
@@ -168,16 +168,19 @@ class Stack(nn.Module):
         return nn.Dense(3, name="readout")(h)
 
 
-def unstacked(tree: dict[str, Any], depth: int = 3) -> dict[str, Any]:
+def unstacked(
+    tree: dict[str, Any], depth: int = 3, names: tuple[str, str] = ("layers", "layer")
+) -> dict[str, Any]:
     """Parameters, gradients or rule state of a scanned `Stack` under the names of the unrolled one."""
     found: dict[str, Any] = {}
+    stack, one = names
     for name, value in tree.items():
         if name == "local_heads":
-            found[name] = unstacked(value, depth)
-        elif name.split("/")[0] == "layers":
+            found[name] = unstacked(value, depth, names)
+        elif name.split("/")[0] == stack:
             for i in range(depth):
                 layer = jax.tree.map(lambda leaf, i=i: leaf[i], value)
-                found[name.replace("layers", f"layer_{i}", 1)] = layer
+                found[name.replace(stack, f"{one}_{i}", 1)] = layer
         else:
             found[name] = value
     return found
@@ -196,6 +199,18 @@ def convnet() -> Set:
 def scanned() -> Set:
     """A scanned stack of layers with a site at its embedding and at every layer."""
     return made(Stack("scan"), ["embed", "layers"], images())
+
+
+def tokens(seed: int = 0, num: int = 8, time: int = 4, classes: int = 11) -> Batch:
+    """Random tokens `[num, time]`, each with a random one to predict."""
+    drawn = np.random.default_rng(seed).integers(classes, size=(2, num, time), dtype=np.int32)
+    return Batch(*map(jnp.asarray, drawn))
+
+
+def transformer() -> Set:
+    """A decoder with sites at its embedding and both blocks."""
+    module = Transformer(num_outputs=7, num_layers=2, width=8, num_heads=2, context=4)
+    return made(module, ["embed", "block_*"], tokens(classes=7))
 
 
 def activities(model: Model, params: Any, inputs: Any) -> Any:

@@ -1,4 +1,4 @@
-"""One table for every registered rule: what an estimate is, on three models.
+"""One table for every registered rule: what an estimate is, on four models.
 
 A new rule joins by its line in `dfa_jax.rules.RULES`; nothing here knows a rule by name.
 """
@@ -14,11 +14,18 @@ from dfa_jax.rules import RULES, SiteRule
 from tests import helpers
 from tests.helpers import LOSS
 
-CASES = {"mlp": helpers.mlp, "convnet": helpers.convnet, "scanned": helpers.scanned}
+CASES = {
+    "mlp": helpers.mlp,
+    "convnet": helpers.convnet,
+    "scanned": helpers.scanned,
+    "transformer": helpers.transformer,
+}
+LONG_TO_COMPILE = ("convnet", "transformer")
 
 every_rule = pytest.mark.parametrize("name", list(RULES))
-every_case = pytest.mark.parametrize(  # the convolutional one takes long to compile
-    "kind", [pytest.param(k, marks=pytest.mark.slow if k == "convnet" else ()) for k in CASES]
+every_case = pytest.mark.parametrize(
+    "kind",
+    [pytest.param(k, marks=pytest.mark.slow if k in LONG_TO_COMPILE else ()) for k in CASES],
 )
 
 

@@ -1,0 +1,1 @@
+"""Scaling laws: compute, fits, and what they say."""
