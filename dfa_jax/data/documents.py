@@ -15,10 +15,12 @@ from dfa_jax.data.stored import fingerprint, readable
 from dfa_jax.errors import InputError
 
 _UNUSUAL = frozenset(
-    # Left out by some distributions of Python:
-    ("ensurepip", "idlelib", "lib2to3", "tkinter", "turtle", "turtledemo", "venv")
-    # Tables and generated text, which are no prose of a programmer:
-    + ("encodings", "pydoc_data")
+    (
+        # Left out by some distributions of Python:
+        *("ensurepip", "idlelib", "lib2to3", "tkinter", "turtle", "turtledemo", "venv"),
+        # Tables and generated text:
+        *("encodings", "pydoc_data"),
+    )
 )
 _TESTS = frozenset(("test", "tests", "idle_test"))
 _AT_A_TIME = 64  # documents read at once
