@@ -66,10 +66,13 @@ class MarkovData:
                 f" {self.num_symbols**self.order} states; expected at most {_MOST_STATES}: lower"
                 " one of them"
             )
-        if not 0.01 <= self.concentration <= 1e6:
+        # Lower, probabilities underflow and the chain may fall into parts.
+        if not 0.05 <= self.concentration <= 1e6:
             raise InputError(
-                f"concentration is {self.concentration}; expected a number from 0.01 to 1e6"
+                f"concentration is {self.concentration}; expected a number from 0.05 to 1e6"
             )
+        if not 0 <= self.seed < 2**32:
+            raise InputError(f"seed is {self.seed}; expected an integer from 0 to 2**32 - 1")
         for field in ("num_train", "num_test"):
             if (value := getattr(self, field)) < self.context:
                 raise InputError(
