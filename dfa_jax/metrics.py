@@ -22,6 +22,19 @@ def correct(
     return logits.argmax(-1) == labels
 
 
+def bits_per_byte(loss: float, bytes_per_token: float) -> float:
+    """A language model's loss in a unit that does not depend on its tokens: `loss / (b ln 2)`.
+
+    Args:
+        loss: mean over the targets, nats per token.
+        bytes_per_token: `b`, of the text that the loss is of (`Dataset.bytes_per_token`).
+
+    >>> bits_per_byte(loss=8 * math.log(2), bytes_per_token=4)  # a token of 8 bits for 4 bytes
+    2.0
+    """
+    return loss / (bytes_per_token * math.log(2))
+
+
 class Alignment(NamedTuple):
     """Cosines between two errors over the examples of a batch; NaN where no example counts.
 

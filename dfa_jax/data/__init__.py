@@ -8,6 +8,7 @@ from dfa_jax.data.gaussian import GaussianTargets as GaussianTargets
 from dfa_jax.data.image_stream import ImageStream as ImageStream
 from dfa_jax.data.images import ImageData as ImageData
 from dfa_jax.data.images import Standardize as Standardize
+from dfa_jax.data.markov import MarkovData as MarkovData
 from dfa_jax.data.stream import Stream as Stream
 from dfa_jax.data.text import TextData as TextData
 from dfa_jax.data.tfds import load_tfds as load_tfds

@@ -15,10 +15,12 @@ from dfa_jax.data.stored import fingerprint, readable
 from dfa_jax.errors import InputError
 
 _UNUSUAL = frozenset(
-    # Left out by some distributions of Python:
-    ("ensurepip", "idlelib", "lib2to3", "tkinter", "turtle", "turtledemo", "venv")
-    # Tables and generated text, which are no prose of a programmer:
-    + ("encodings", "pydoc_data")
+    (
+        # Left out by some distributions of Python:
+        *("ensurepip", "idlelib", "lib2to3", "tkinter", "turtle", "turtledemo", "venv"),
+        # Tables and generated text:
+        *("encodings", "pydoc_data"),
+    )
 )
 _TESTS = frozenset(("test", "tests", "idle_test"))
 _AT_A_TIME = 64  # documents read at once
@@ -66,13 +68,12 @@ def standard_library() -> TextSource:
     mark = digest.hexdigest()
     title = f"stdlib (Python {platform.python_version()}, SHA-256 {mark[:8]})"
     return TextSource(
-        title,
-        mark,
-        *(
-            functools.partial(map, pathlib.Path.read_bytes, paths)  # pyright: ignore[reportArgumentType]
-            for paths in (train, test)
-        ),
+        title, mark, functools.partial(_contents, train), functools.partial(_contents, test)
     )
+
+
+def _contents(paths: Sequence[pathlib.Path]) -> Iterator[bytes]:
+    return (path.read_bytes() for path in paths)
 
 
 def _library_files() -> tuple[list[pathlib.Path], list[pathlib.Path]]:
@@ -107,18 +108,17 @@ def open_tfds_text(name: str, data_dir: str | os.PathLike[str] | None = None) ->
         builder = tfds.builder_from_directory(folder)
         feature = _text_feature(name, builder.info.features)
         splits = builder.info.splits
-        test = [split for split in ("test", "validation") if split in splits]
-        if "train" not in splits or not test:
+        tests = [split for split in ("test", "validation") if split in splits]
+        if "train" not in splits or not tests:
             raise InputError(
                 f"data set '{name}' has splits {', '.join(splits)}; expected 'train' and one of"
                 " 'test' and 'validation'"
             )
-        sources = [builder.as_data_source(split) for split in ("train", test[0])]
-    return TextSource(
-        builder.info.full_name,
-        fingerprint(folder),
-        *(functools.partial(_read, name, folder, source, feature) for source in sources),
-    )
+        train, test = (
+            functools.partial(_read, name, folder, builder.as_data_source(split), feature)
+            for split in ("train", tests[0])
+        )
+    return TextSource(builder.info.full_name, fingerprint(folder), train, test)
 
 
 def _text_feature(name: str, features: Any) -> str:
@@ -137,9 +137,9 @@ def _text_feature(name: str, features: Any) -> str:
     )
 
 
-def _read(name: str, folder: pathlib.Path, source: Sequence[Any], feature: str) -> Iterator[bytes]:
+def _read(name: str, folder: pathlib.Path, source: Any, feature: str) -> Iterator[bytes]:
     for start in range(0, len(source), _AT_A_TIME):
         with readable(name, folder):
-            examples = source.__getitems__(range(start, min(start + _AT_A_TIME, len(source))))  # pyright: ignore[reportAttributeAccessIssue]
+            examples = source.__getitems__(range(start, min(start + _AT_A_TIME, len(source))))
         for example in examples:
             yield example[feature]

@@ -1,5 +1,6 @@
 """Where TensorFlow Datasets' prepared sets are on this machine; offline and at once."""
 
+import importlib
 import os
 import pathlib
 from collections.abc import Sequence
@@ -39,7 +40,7 @@ def find_prepared(
     variants = [other for other in prepared if other.startswith((f"{base}/", f"{base}:"))]
     if variants:
         raise InputError(f"{unknown('data set', name, variants)} (in {directory})")
-    if base not in well_known and base not in _registered():
+    if base not in well_known and base not in registered():
         latest = (other for other in prepared if ":" not in other)
         names = dict.fromkeys((*well_known, *latest))
         raise InputError(f"{unknown('data set', name, names)} (searched {directory})")
@@ -65,8 +66,11 @@ def prepared_sets(directory: pathlib.Path) -> dict[str, pathlib.Path]:
     return by_name
 
 
-def _registered() -> Sequence[str]:
+def registered() -> Sequence[str]:
     """Names that TFDS can prepare."""
     import tensorflow_datasets as tfds  # slow to import
 
+    # TFDS stops to look for names at the first folder that does not import (one needs h5py), before
+    # it has come to this one, which has c4 and wiki40b.
+    importlib.import_module("tensorflow_datasets.text")
     return tfds.list_builders(with_community_datasets=False)

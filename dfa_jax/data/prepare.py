@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from dfa_jax.data.locate import data_directory
+from dfa_jax.data.locate import data_directory, registered
 from dfa_jax.errors import InputError
 
 
@@ -22,7 +22,7 @@ def prepare(name: str, directory: pathlib.Path) -> pathlib.Path:
     """
     import tensorflow_datasets as tfds  # slow to import
 
-    names = tfds.list_builders(with_community_datasets=False)
+    names = registered()
     if (base := name.split(":")[0].split("/")[0]) not in names:
         near = difflib.get_close_matches(base, names, n=1, cutoff=0.5)
         hint = f"did you mean '{near[0]}'? " if near else ""

@@ -149,16 +149,21 @@ def open_tokens(
     try:
         stored = json.loads((folder / _DESCRIPTION).read_text(encoding="utf-8"))
         infos = {split: SplitInfo(**info) for split, info in stored["splits"].items()}
-        found = stored["made_of"], stored["vocabulary"], stored["vocabulary_sha256"]
+        was_made_of, described = stored["made_of"], stored["vocabulary"]
+        checksum, version = stored["vocabulary_sha256"], stored["format"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise _damaged(folder, f"{_DESCRIPTION} cannot be read: {error}") from error
-    found_made_of, found_vocabulary, checksum = found
-    if found_made_of != dict(made_of):
-        raise _damaged(folder, f"they were made of {found_made_of} and not of {dict(made_of)}")
-    if checksum != _checksum(found_vocabulary):
+        raise _damaged(folder, f"{_DESCRIPTION} cannot be read: {error!r}") from error
+    if version != _FORMAT:
+        raise _damaged(folder, f"{_DESCRIPTION} has format {version} and not {_FORMAT}")
+    if was_made_of != dict(made_of):
+        raise _damaged(folder, f"they were made of {was_made_of} and not of {dict(made_of)}")
+    for split in ("train", "test"):
+        if split not in infos:
+            raise _damaged(folder, f"{_DESCRIPTION} has no split '{split}'")
+    if checksum != _checksum(described):
         raise _damaged(folder, f"the vocabulary does not match its checksum {str(checksum)[:12]}")
     try:
-        packed = PackedTokens(folder, vocabulary_from_json(found_vocabulary), infos)
+        packed = PackedTokens(folder, vocabulary_from_json(described), infos)
     except InputError as error:
         raise _damaged(folder, str(error)) from error
     for split, info in infos.items():

@@ -130,9 +130,7 @@ class BPEVocabulary(Vocabulary):
             tokenizer = tokenizers.Tokenizer.from_str(self.description)
         except Exception as error:  # the library raises no class of its own
             reason = " ".join(str(error).split())[:200]
-            raise InputError(
-                f"the description of a BPE vocabulary is damaged ({reason})"
-            ) from error
+            raise InputError(f"the description of a vocabulary is damaged ({reason})") from error
         tokenizer.encode_special_tokens = True  # a text that spells a separator contains none
         return tokenizer
 
@@ -159,7 +157,7 @@ def learn_bpe(documents: Iterable[bytes], size: int) -> BPEVocabulary:
     )
     texts = (document.decode("utf-8", "replace") for document in _first(documents, _LEARN_FROM))
     tokenizer.train_from_iterator(texts, trainer)
-    found = BPEVocabulary(tokenizer.to_str())
+    found = _bpe_from_json(json.loads(tokenizer.to_str()))
     if found.size < size:
         raise InputError(
             f"vocab_size is {size} but the training text has pairs to merge for {found.size} tokens"
@@ -186,8 +184,13 @@ def vocabulary_from_json(stored: dict[str, Any]) -> Vocabulary:
     if stored.get("kind") == "bytes":
         return ByteVocabulary()
     if stored.get("kind") == "bpe":
-        return BPEVocabulary(json.dumps(stored.get("tokenizer")))
+        return _bpe_from_json(stored.get("tokenizer"))
     raise InputError(f"a vocabulary is of kind {stored.get('kind')!r}; expected 'bytes' or 'bpe'")
+
+
+def _bpe_from_json(description: Any) -> BPEVocabulary:
+    """Equal descriptions give equal vocabularies, in whatever order they were written."""
+    return BPEVocabulary(json.dumps(description, sort_keys=True))
 
 
 def _first(documents: Iterable[bytes], num_bytes: int) -> Iterator[bytes]:

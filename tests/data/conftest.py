@@ -33,3 +33,9 @@ def tiny():
         )
         for split, num in {"train": 20, "test": 7}.items()
     }
+
+
+@pytest.fixture
+def write_texts(tmp_path):
+    """`write_texts({split: documents})` prepares a set `tale` and returns the data directory."""
+    return functools.partial(prepared.write_texts, tmp_path / "sets")

@@ -19,6 +19,7 @@ def one_line(text):
     ("arguments", "message"),
     [
         (["mnits"], "did you mean 'mnist'"),
+        (["wiki40/en"], "did you mean 'wiki40b'"),  # of a folder that TFDS may leave out
         ([], "required: name"),
         (["mnist", "--datadir", "x"], "unrecognized arguments"),
     ],
