@@ -8,6 +8,7 @@ from dfa_jax.errors import InputError, select, unknown
 from dfa_jax.train.config import TrainConfig
 
 _NEVER = 1e6  # epochs between evaluations, of which the last step is always one
+_MOST_WARMUP = 0.9  # of a trial
 BASELINE = "backprop"
 """The registered name of the rule that the others are compared with."""
 
@@ -66,7 +67,7 @@ class Tuning:
     Attributes:
         num_validation: training examples, or tokens of text, set aside in a trial.
         num_epochs: length of a trial, passes over the training set; or
-        fraction: its length over that of the run.
+        fraction: its length over that of the run, whose warm-up it keeps.
         factor: between neighbouring rates.
         seed: of all trials.
     """
@@ -86,15 +87,20 @@ class Tuning:
                 " positive num_validation, and one positive length"
             )
 
-    def length(self, config: TrainConfig) -> dict[str, float]:
-        """The settings that make a run a trial's length."""
+    def shorten(self, config: TrainConfig) -> TrainConfig:
+        """The run made as short as a trial; a fraction of it is its own beginning."""
         if self.num_epochs:
-            return {"num_epochs": self.num_epochs, "eval_every": self.num_epochs, "num_tokens": 0}
-        return {
-            "eval_every": _NEVER,
-            "num_epochs": self.fraction * config.num_epochs,
-            "num_tokens": round(self.fraction * config.num_tokens),
-        }
+            return dataclasses.replace(
+                config, num_epochs=self.num_epochs, num_tokens=0, eval_every=self.num_epochs
+            )
+        warmup = min(_MOST_WARMUP, config.optimizer.warmup_fraction / self.fraction)
+        return dataclasses.replace(
+            config,
+            num_epochs=self.fraction * config.num_epochs,
+            num_tokens=round(self.fraction * config.num_tokens),
+            eval_every=_NEVER,
+            optimizer=dataclasses.replace(config.optimizer, warmup_fraction=round(warmup, 4)),
+        )
 
 
 @dataclasses.dataclass(frozen=True)

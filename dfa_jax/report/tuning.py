@@ -51,11 +51,9 @@ def _short(recipe: Recipe, config: TrainConfig, step: int) -> TrainConfig:
             f" got {type(config.data).__name__}"
         )
     short = dataclasses.replace(
-        config,
+        tuning.shorten(config),
         data=dataclasses.replace(config.data, num_validation=tuning.num_validation, num_test=None),
-        **tuning.length(config),
         log_evaluations=0,
-        decay_fraction=0.0,
         alignment_examples=0,
     )
     return at_rate(short, rate(recipe, config, step))
@@ -89,9 +87,13 @@ def errors(recipe: Recipe, held: Sequence[RunRecord]) -> dict[str, dict[int, flo
 
 
 def score(config: TrainConfig, record: RunRecord) -> float:
-    """What a trial is judged by: its error, %, or the loss of text, nats a token."""
+    """What a trial is judged by: its error, %, or the loss of text, nats a token.
+
+    Where there is a branch whose rate decays, it is that one's.
+    """
     if isinstance(config.data, TextData):
-        return record.final.test_loss
+        final = record.final
+        return final.metrics.get("decayed_test_loss", final.test_loss)
     return series.test_error(record.final)
 
 

@@ -1,0 +1,69 @@
+"""Shares a recipe's runs out: `python scripts/sweep.py RECIPE`, in as many processes as you like.
+
+All processes, on one machine or on several, meet in one folder; each takes the next job that nobody
+works on, and goes on from its last checkpoint if somebody began it. When no job is left, the records
+are written where `reproduce.py RECIPE --report-only` finds them. `--status` shows what is done.
+"""
+
+import pathlib
+import sys
+
+from dfa_jax.errors import InputError
+from dfa_jax.report import catalogue, progress, sweep
+from dfa_jax.report.recipe import Recipe
+from dfa_jax.report.run_study import RunStudy
+from dfa_jax.train.cli import Parser, exit_on_bad_input
+from dfa_jax.train.process import prepare_process
+
+
+def main(arguments: list[str]) -> None:
+    """Works until no job is left, or shows what there is to do."""
+    options = parser().parse(arguments)
+    recipe = trained(options.recipe)
+    folder = options.sweep_dir or pathlib.Path("runs") / "sweeps" / recipe.name
+    if options.dry_run or options.status:
+        print(progress.planned(recipe) if options.dry_run else progress.status(recipe, folder))
+        return
+    prepare_process()
+    sweep.work(
+        recipe,
+        folder,
+        together=options.together,
+        data_dir=options.data_dir,
+        say=lambda line: print(line, flush=True),
+    )
+    diverged = sweep.gather(recipe, folder, options.results_dir / recipe.name)
+    print(f"records in {options.results_dir / recipe.name}; diverged: {diverged or 'none'}")
+
+
+def trained(name: str) -> Recipe:
+    """The training runs of a recipe.
+
+    Raises:
+        InputError: it has none.
+    """
+    found = catalogue.load(name)
+    if isinstance(found, RunStudy):
+        return found.recipe
+    if isinstance(found, Recipe):
+        return found
+    raise InputError(f"'{name}' has no training runs to share out; use scripts/reproduce.py")
+
+
+def parser() -> Parser:
+    options = Parser(prog="sweep.py", description=__doc__)
+    options.add_argument("recipe", metavar="RECIPE", help="a file under configs/")
+    options.add_argument("--sweep-dir", type=pathlib.Path, help="shared [runs/sweeps/RECIPE]")
+    options.add_argument("--results-dir", type=pathlib.Path, default=pathlib.Path("results"))
+    options.add_argument("--data-dir", type=pathlib.Path, help="folder of prepared TFDS data sets")
+    options.add_argument(
+        "--together", type=int, default=1, metavar="N", help="train N runs like each other at once"
+    )
+    options.add_argument("--dry-run", action="store_true", help="show runs, tokens, FLOPs, hours")
+    options.add_argument("--status", action="store_true", help="show what is done; run nothing")
+    return options
+
+
+if __name__ == "__main__":
+    with exit_on_bad_input("sweep.py"):
+        main(sys.argv[1:])
