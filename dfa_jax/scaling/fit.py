@@ -19,8 +19,11 @@ CONFIDENCE = 0.95
 NUM_STARTS = 128
 """Of the grid's starts, those of the smallest objective, are descended from."""
 
+RIVALS = 2.0
+"""Minima whose objective is within this factor of the least may become the least in a resample."""
+
 NUM_BOOTSTRAP_STARTS = 3
-"""The optimum, and the next best minima that the grid led to."""
+"""At most: the optimum, and its rivals."""
 
 
 class Interval(NamedTuple):
@@ -48,7 +51,8 @@ class Fit:
         residuals: log of predicted over measured loss, run by run.
         objective: the sum of Huber losses at `theta`.
         huber_delta: of the Huber loss, in log-loss.
-        minima: distinct minima that the starts led to, best first.
+        minima: that the starts led to, each once: the optimum, and its rivals within a factor of 2
+            of its objective.
         samples: `theta` of each bootstrap sample; None without bootstrap.
     """
 
@@ -180,8 +184,8 @@ def bootstrap(
     the law is no longer identified; positive weights never do. Where each curve is one point, as in
     a set of final losses, this is the usual bootstrap over points.
 
-    Samples start from the optimum and from the next best minima that the grid of starts led to.
-    Intervals are those of many curves; with fewer than some twenty they are a little short.
+    Samples start from the optimum and, where the grid of starts led to other minima whose objective
+    is within a factor of 2, from the best two of these. Intervals are those of many curves; with fewer than some twenty they are a little short.
 
     Raises:
         InputError: as `fit_law`; or there is only one curve, or no sample.
@@ -318,9 +322,9 @@ def _from_grid(law: Law, design: Any, log_losses: Any, delta: float) -> huber.So
 
 
 def _distinct(found: huber.Solution) -> Float[np.ndarray, "minima params"]:
-    """The minima in the order of their objectives, each once."""
+    """The optimum and its rivals in the order of their objectives, each once."""
     order = np.argsort(found.objective, kind="stable")
     values = found.objective[order]
     # Minima that differ have objectives that differ; rounding moves those of one by far less.
     fresh = np.concatenate([[True], np.diff(values) > 1e-6 * values[:-1]])
-    return np.asarray(found.theta[order[fresh]])
+    return np.asarray(found.theta[order[fresh & (values <= RIVALS * values[0])]])
