@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Array, Float
 
 from dfa_jax.errors import InputError
-from dfa_jax.scaling import covariance, huber, laws, runs as points
+from dfa_jax.scaling import covariance, huber, laws
+from dfa_jax.scaling import runs as points
 from dfa_jax.scaling.laws import Law
 from dfa_jax.scaling.runs import Run
 from dfa_jax.types import PRNGKey
@@ -116,7 +118,7 @@ def predict(
     columns = np.broadcast_arrays(*(np.atleast_1d(features[name]) for name in law.features))
     design = law.design(np.stack(columns, -1).astype(float))
     with jax.enable_x64(True):
-        return np.exp(np.asarray(jax.vmap(law.log_loss, (0, None))(thetas, design)))
+        return np.exp(np.asarray(jax.vmap(law.log_loss, (0, None))(*_device(thetas, design))))
 
 
 def fit_law(law: Law | str, runs: Sequence[Run], *, huber_delta: float = 1e-3) -> Fit:
@@ -151,7 +153,7 @@ def fit_law(law: Law | str, runs: Sequence[Run], *, huber_delta: float = 1e-3) -
     minima = _distinct(found)
     theta = minima[0]
     with jax.enable_x64(True):
-        residuals = np.asarray(law.log_loss(theta, design)) - log_losses
+        residuals = np.asarray(law.log_loss(*_device(theta, design))) - log_losses
     slopes = covariance.slopes_at(theta, design)
     spread = covariance.sandwich(slopes, residuals, points.curve_indices(runs), huber_delta)
     jacobian = laws.jacobian_of_named(law, theta)
@@ -185,7 +187,8 @@ def bootstrap(
     a set of final losses, this is the usual bootstrap over points.
 
     Samples start from the optimum and, where the grid of starts led to other minima whose objective
-    is within a factor of 2, from the best two of these. Intervals are those of many curves; with fewer than some twenty they are a little short.
+    is within a factor of 2, from the best two of these. Intervals are those of many curves; with
+    fewer than some twenty they are a little short.
 
     Raises:
         InputError: as `fit_law`; or there is only one curve, or no sample.
@@ -203,6 +206,11 @@ def bootstrap(
     with jax.enable_x64(True):
         weights = jax.random.exponential(key, (num_samples, int(curves.max()) + 1))
     samples = refit(fit, np.asarray(weights)[:, curves])
+    return with_samples(fit, samples)
+
+
+def with_samples(fit: Fit, samples: Float[np.ndarray, "samples params"]) -> Fit:
+    """The fit with bootstrap samples of `theta`."""
     return dataclasses.replace(fit, samples=samples)
 
 
@@ -217,16 +225,15 @@ def refit(
         log_losses = np.broadcast_to(np.log([run.loss for run in fit.runs]), weights.shape)
     starts = fit.minima[:NUM_BOOTSTRAP_STARTS]
     lanes = (len(weights), len(starts))
-    with jax.enable_x64(True):
-        found = huber.minimise(
-            np.tile(starts, (lanes[0], 1)),
-            design,
-            np.repeat(log_losses, lanes[1], axis=0),
-            np.repeat(weights, lanes[1], axis=0),
-            fit.huber_delta,
-        )
-    best = np.asarray(found.objective).reshape(lanes).argmin(1)
-    return np.asarray(found.theta).reshape(*lanes, -1)[np.arange(lanes[0]), best]
+    found = huber.minimise(
+        np.tile(starts, (lanes[0], 1)),
+        design,
+        np.repeat(log_losses, lanes[1], axis=0),
+        np.repeat(weights, lanes[1], axis=0),
+        fit.huber_delta,
+    )
+    best = found.objective.reshape(lanes).argmin(1)
+    return found.theta.reshape(*lanes, -1)[np.arange(lanes[0]), best]
 
 
 class Optimum(NamedTuple):
@@ -301,6 +308,11 @@ def _check(law: Law, runs: Sequence[Run]) -> None:
             )
 
 
+def _device(*arrays: Any) -> list[Array]:
+    """As JAX's arrays, in the precision of the context."""
+    return [jnp.asarray(array) for array in arrays]
+
+
 def _named(law: Law, theta: Float[np.ndarray, "*many params"]) -> Float[np.ndarray, "*many params"]:
     with jax.enable_x64(True):
         return np.asarray(law.named(theta))
@@ -311,14 +323,11 @@ def _from_grid(law: Law, design: Any, log_losses: Any, delta: float) -> huber.So
     starts, ones = law.starts(), np.ones(len(log_losses))
     with jax.enable_x64(True):
         values = jax.vmap(huber.objective, (0, None, None, None, None))(
-            starts, design, log_losses, ones, delta
+            *_device(starts, design, log_losses, ones), delta
         )
-        best = starts[np.argsort(np.asarray(values), kind="stable")[:NUM_STARTS]]
-        shape = (len(best), len(log_losses))
-        found = huber.minimise(
-            best, design, np.broadcast_to(log_losses, shape), np.ones(shape), delta
-        )
-    return jax.tree.map(np.asarray, found)
+    best = starts[np.argsort(np.asarray(values), kind="stable")[:NUM_STARTS]]
+    shape = (len(best), len(log_losses))
+    return huber.minimise(best, design, np.broadcast_to(log_losses, shape), np.ones(shape), delta)
 
 
 def _distinct(found: huber.Solution) -> Float[np.ndarray, "minima params"]:
@@ -327,4 +336,4 @@ def _distinct(found: huber.Solution) -> Float[np.ndarray, "minima params"]:
     values = found.objective[order]
     # Minima that differ have objectives that differ; rounding moves those of one by far less.
     fresh = np.concatenate([[True], np.diff(values) > 1e-6 * values[:-1]])
-    return np.asarray(found.theta[order[fresh & (values <= RIVALS * values[0])]])
+    return found.theta[order[fresh & (values <= RIVALS * values[0])]]

@@ -15,10 +15,12 @@ sum) changes nothing: quasi-Newton methods that stop on absolute changes end ear
 numbers (Besiroglu et al., 2024, arXiv 2404.10102).
 """
 
-from typing import NamedTuple
+import math
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.scipy.linalg import cho_solve
 from jax.scipy.special import logsumexp
 from jaxtyping import Array, Bool, Float
@@ -33,6 +35,9 @@ SMALL_DAMPING = 1e-4
 LANES = 256
 """Fits that run side by side; the slowest of them decides when all are done."""
 
+PADDED_POINTS = 64
+"""Points come in multiples of so many."""
+
 
 class Solution(NamedTuple):
     """Where fits ended.
@@ -43,9 +48,9 @@ class Solution(NamedTuple):
         converged: whether the predicted decrease fell below the tolerance, `[fits]`.
     """
 
-    theta: Float[Array, "fits params"]
-    objective: Float[Array, " fits"]
-    converged: Bool[Array, " fits"]
+    theta: Any
+    objective: Any
+    converged: Any
 
 
 def objective(
@@ -60,18 +65,33 @@ def objective(
     return jnp.sum(weights * jnp.where(r <= delta, r**2 / 2, delta * (r - delta / 2)))
 
 
-@jax.jit
 def minimise(
-    starts: Float[Array, "fits params"],
-    design: Float[Array, "points terms params"],
-    log_losses: Float[Array, "fits points"],
-    weights: Float[Array, "fits points"],
-    delta: float | Float[Array, ""],
+    starts: Float[np.ndarray, "fits params"],
+    design: Float[np.ndarray, "points terms params"],
+    log_losses: Float[np.ndarray, "fits points"],
+    weights: Float[np.ndarray, "fits points"],
+    delta: float,
 ) -> Solution:
     """Many fits at once on one design: over starts, over samples of weights or of losses.
 
-    Call it under `jax.enable_x64(True)`; single precision cannot meet the tolerance.
+    In double precision, whatever JAX's default is: single precision cannot meet the tolerance.
+    Points are padded with weight zero, and fits with the last one, to sizes that compilations
+    share.
     """
+    fits, points = log_losses.shape
+    more_points = (0, -points % PADDED_POINTS)
+    more_fits = (0, -fits % min(LANES, 2 ** math.ceil(math.log2(fits))))
+    design = np.pad(design, (more_points, (0, 0), (0, 0)), mode="edge")
+    log_losses, weights = (np.pad(a, ((0, 0), more_points)) for a in (log_losses, weights))
+    lanes = [np.pad(a, (more_fits, (0, 0)), mode="edge") for a in (starts, log_losses, weights)]
+    with jax.enable_x64(True):
+        found = _minimise(*(jnp.asarray(a) for a in (*lanes, design)), delta)
+        return Solution(*(np.asarray(leaf)[:fits] for leaf in found))
+
+
+@jax.jit
+def _minimise(starts, log_losses, weights, design, delta) -> Solution:
+    """All lanes, `LANES` of them side by side."""
     return jax.lax.map(
         lambda lane: _descend(lane[0], design, lane[1], lane[2], delta),
         (starts, log_losses, weights),
