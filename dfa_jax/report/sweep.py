@@ -75,7 +75,7 @@ def open_folder(recipe: Recipe, folder: pathlib.Path) -> None:
     grid = json.loads(json.dumps(_grid(recipe)))
     try:
         (folder / "locks").mkdir(parents=True, exist_ok=True)
-        with _lock(folder, _GRID).acquire(timeout=60):
+        with lock(folder, _GRID).acquire(timeout=60):
             path = folder / _GRID
             if not path.exists():
                 draft = path.with_suffix(".draft")
@@ -204,10 +204,10 @@ def _claimed(waiting: Sequence[Job], folder: pathlib.Path, together: int) -> Ite
                 break
             if jobs and not _alike(jobs[0], job, folder):
                 continue
-            lock = _lock(folder, job.name)
+            own = lock(folder, job.name)
             with contextlib.suppress(filelock.Timeout):
-                lock.acquire(blocking=False)
-                stack.callback(lock.release)
+                own.acquire(blocking=False)
+                stack.callback(own.release)
                 # It may have been done between the survey and the lock.
                 if RunDirectory(folder / job.name).record() is None:
                     jobs.append(job)
@@ -220,7 +220,7 @@ def _alike(first: Job, second: Job, folder: pathlib.Path) -> bool:
     return len(steps) == 1 and not differences(first.config, second.config)
 
 
-def _lock(folder: pathlib.Path, name: str) -> filelock.FileLock:
+def lock(folder: pathlib.Path, name: str) -> filelock.FileLock:
     return filelock.FileLock(folder / "locks" / (name.replace("/", "__") + ".lock"))
 
 

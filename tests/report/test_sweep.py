@@ -92,7 +92,7 @@ def test_a_job_in_other_hands_is_left_alone(tmp_path):
     """Invariant: while another holds the lock of a job, the worker does the others and waits."""
     sweep.open_folder(UNTUNED, tmp_path)
     first = sweep.survey(UNTUNED, tmp_path).open[0]
-    lock, said, others_done = sweep._lock(tmp_path, first.name), [], threading.Event()
+    lock, said, others_done = sweep.lock(tmp_path, first.name), [], threading.Event()
     lock.acquire()
 
     def say(line):

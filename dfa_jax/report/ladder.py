@@ -1,0 +1,110 @@
+"""From records of language models to points of scaling laws, under every way of counting compute.
+
+| convention | a run's FLOPs |
+| --- | --- |
+| `counted` | matrix products of one gradient estimate, from the structure (`scaling.flops`) |
+| `6ND` | 6 N D for every arm: no arm has a discount |
+| `4ND` | as `6ND`, but arms that send errors directly pay 4 N D: no gradients of activities |
+| `2ND` | likewise 2 N D: the whole backward pass is free |
+
+N are the weights of the matrices in blocks and unembedding, D the tokens, those of a decaying
+branch included where its loss is taken.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Literal, get_args
+
+from dfa_jax.data import TextData
+from dfa_jax.models import Transformer
+from dfa_jax.models.transformer import Granularity
+from dfa_jax.report.recipe import group_of, label_of
+from dfa_jax.rules import DirectFeedbackAlignment, Shallow
+from dfa_jax.scaling import Run, flops
+from dfa_jax.train.config import TrainConfig
+from dfa_jax.train.records import Evaluation, RunRecord
+
+Counting = Literal["counted", "6ND", "4ND", "2ND"]
+COUNTINGS: tuple[Counting, ...] = get_args(Counting)
+
+_DIRECT = (DirectFeedbackAlignment, Shallow)  # no error passes from block to block
+
+
+def points(
+    variants: Mapping[str, TrainConfig],
+    held: Sequence[RunRecord],
+    counting: Counting,
+    *,
+    granularity: Granularity = "macro",
+    min_steps: int = 0,
+) -> list[Run]:
+    """Every evaluation of every run as a point, with the loss of its branch where it has one.
+
+    Args:
+        variants: the runs' configurations by label, `size/arm`.
+        held: the records.
+        counting: the convention.
+        granularity: of the sites.
+        min_steps: leave out earlier evaluations, such as those of the warm-up.
+    """
+    return [
+        _point(variants[record.variant], record, one, counting, granularity)
+        for record in held
+        for one in record.curve
+        if one.step >= min_steps
+    ]
+
+
+def _point(
+    config: TrainConfig,
+    record: RunRecord,
+    one: Evaluation,
+    counting: Counting,
+    granularity: Granularity,
+) -> Run:
+    model, data = config.model, config.data
+    assert isinstance(model, Transformer)
+    assert isinstance(data, TextData)
+    decays = "decayed_test_loss" in one.metrics
+    steps = one.step + (int(one.metrics["decayed_steps"]) if decays else 0)
+    num_tokens = steps * config.batch_size * data.context
+    num_params = weights(model)
+    return Run(
+        arm=label_of(record.variant),
+        size=group_of(record.variant),
+        num_params=num_params,
+        num_tokens=num_tokens,
+        flops=num_tokens * flops_a_token(config, counting, granularity),
+        loss=one.metrics["decayed_test_loss"] if decays else one.test_loss,
+        seed=record.seed,
+    )
+
+
+def flops_a_token(
+    config: TrainConfig, counting: Counting, granularity: Granularity = "macro"
+) -> float:
+    """FLOPs of a training step over its tokens, by a convention."""
+    model, data = config.model, config.data
+    assert isinstance(model, Transformer)
+    assert isinstance(data, TextData)
+    if counting == "counted":
+        found = flops.count(model, config.rule, batch=1, time=data.context, granularity=granularity)
+        return found.per_token
+    has_discount = isinstance(config.rule, _DIRECT)
+    return flops.conventional(counting if has_discount else "6ND", weights(model), 1)
+
+
+def weights(model: Transformer) -> int:
+    """N: numbers in the matrices of the blocks and of the unembedding.
+
+    >>> weights(Transformer(num_layers=2, width=4, num_outputs=10))
+    424
+    """
+    block = (4 + 2 * model.mlp_factor) * model.width**2
+    return model.num_layers * block + model.width * model.num_outputs
+
+
+def by_counting(
+    variants: Mapping[str, TrainConfig], held: Sequence[RunRecord], **options: int
+) -> dict[str, list[Run]]:
+    """The same curves under every convention."""
+    return {counting: points(variants, held, counting, **options) for counting in COUNTINGS}
