@@ -1,7 +1,7 @@
 """Shares a recipe's runs out: `python scripts/sweep.py RECIPE`, in as many processes as you like.
 
-All processes, on one machine or on several, meet in one folder; each takes the next job that nobody
-works on, and goes on from its last checkpoint if somebody began it. When no job is left, the records
+All processes, on one machine or on several, meet in one folder. Each takes the next job that nobody
+works on, and goes on from its last checkpoint if somebody began it. When no job is left, records
 are written where `reproduce.py RECIPE --report-only` finds them. `--status` shows what is done.
 """
 

@@ -25,13 +25,28 @@ moment decays by 0.98 (0.999 did no better for either arm in one-seed trials at 
 in `TFDS_DATA_DIR` will do in its place (`DATA` below), as `wiki40b/en`.
 """
 
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
 from dfa_jax.data import TextData
 from dfa_jax.models import Transformer
 from dfa_jax.models.transformer import credit_sites
 from dfa_jax.optim import Optimizer
+from dfa_jax.report import finding, ladder, panel, style
+from dfa_jax.report.finding import Finding
+from dfa_jax.report.ladder import Counting
 from dfa_jax.report.recipe import Recipe, Tuning
+from dfa_jax.report.run_study import RunStudy
+from dfa_jax.report.style import Theme
 from dfa_jax.rules import Backprop, DirectFeedbackAlignment, LearningRule, Shallow
+from dfa_jax.scaling import Run, fit_law, judge, lower_envelope
+from dfa_jax.scaling.runs import of_arm
 from dfa_jax.train.config import TrainConfig
+from dfa_jax.train.records import RunRecord
 
 DATA = TextData("kernel_docs", context=128, num_test=32_768)
 BATCH_SIZE, WARMUP_STEPS = 16, 100
@@ -93,3 +108,124 @@ RUNS = Recipe(
     seeds=(0, 1, 2),
     tuning=Tuning(num_validation=65_536, fraction=0.15, factor=2.0),
 )
+
+SHOWN: tuple[Counting, ...] = ("counted", "4ND", "2ND")
+BEYOND = 100.0  # how far fits are drawn and judged behind the largest budget
+SAMPLES = 1000
+
+
+def curves(held: Sequence[RunRecord], counting: Counting) -> list[Run]:
+    """The points behind the warm-up."""
+    return ladder.points(RUNS.variants, held, counting, min_steps=WARMUP_STEPS)
+
+
+def shared_budgets(runs: Sequence[Run], number: int) -> np.ndarray:
+    """Log-spaced budgets that the curves of all arms reach."""
+    spans = [[run.flops for run in of_arm(runs, arm)] for arm in ARMS]
+    low, high = max(map(min, spans)), min(map(max, spans))
+    return np.geomspace(low * 1.01, high / 1.01, number)
+
+
+def draw(held: Sequence[RunRecord], theme: Theme) -> Figure:
+    """Every curve, every arm's envelope and the law through it, under three ways of counting."""
+    figure, axes = panel.panels(1, len(SHOWN))
+    for axis, counting in zip(axes[0], SHOWN, strict=True):
+        draw_arms(axis, curves(held, counting), theme)
+        axis.set_title({"counted": "matrix products, counted"}.get(counting, f"DFA at {counting}"))
+    axes[0, 0].set_ylabel("test loss, nats a byte")
+    panel.rule_legend(figure, list(ARMS), theme)
+    return figure
+
+
+def draw_arms(axis: Axes, runs: Sequence[Run], theme: Theme) -> None:
+    """Curves of single runs, envelopes, and laws, dotted where they extrapolate."""
+    for arm in ARMS:
+        colour, ours = style.colour(arm, theme), [run for run in runs if run.arm == arm]
+        if not ours:
+            continue
+        for curve in dict.fromkeys(run.curve for run in ours):
+            own = [(run.flops, run.loss) for run in ours if run.curve == curve]
+            axis.plot(*zip(*own, strict=True), color=colour, alpha=0.2, linewidth=0.7)
+        envelope = lower_envelope(ours)
+        at = np.array([point.flops for point in envelope])
+        axis.plot(at, [point.loss for point in envelope], color=colour, linewidth=1.8)
+        fit, beyond = fit_law("power_law", envelope), np.geomspace(at[-1], BEYOND * at[-1])
+        axis.plot(at, fit.predict(flops=at), "--", color=colour, linewidth=1)
+        axis.plot(beyond, fit.predict(flops=beyond), ":", color=colour, linewidth=1)
+    axis.set(xscale="log", yscale="log", xlabel="compute, FLOPs")
+    ticks = (1, 1.5, 2, 2.5, 3, 4, 5)
+    axis.set_yticks(ticks, [f"{tick:g}" for tick in ticks], minor=False)
+    axis.set_yticks([], minor=True)
+
+
+def findings(held: Sequence[RunRecord]) -> Sequence[Finding]:
+    """The order of the arms at equal compute, and the paper's verdict under every convention."""
+    found: list[Finding] = []
+    for counting in SHOWN:
+        runs = curves(held, counting)
+        budgets = shared_budgets(runs, 25)
+        losses = {arm: at_budgets(of_arm(runs, arm), budgets) for arm in ARMS}
+        for better, worse in (("BP", "DFA"), ("DFA", "shallow")):
+            found.append(
+                finding.count(
+                    f"{counting}: {better} below {worse} at equal compute,"
+                    f" {budgets[0]:.2g} to {budgets[-1]:.2g} FLOPs",
+                    losses[better] < losses[worse],
+                    len(budgets),
+                    "paper, abstract: DFA is never the more efficient choice",
+                )
+            )
+        found += verdict(runs, counting, budgets)
+    return found
+
+
+def at_budgets(runs: Sequence[Run], budgets: np.ndarray) -> np.ndarray:
+    """Least loss at each budget; NaN where no size has points around it."""
+    known = {point.flops: point.loss for point in lower_envelope(runs, budgets)}
+    return np.array([known.get(budget, np.nan) for budget in budgets])
+
+
+def verdict(runs: Sequence[Run], counting: Counting, budgets: np.ndarray) -> list[Finding]:
+    """Which of the paper's four outcomes, within the measured budgets and beyond."""
+    asked = [budgets[0], budgets[len(budgets) // 2], budgets[-1], BEYOND * budgets[-1]]
+    judged = judge(
+        jax.random.key(0),
+        {counting: runs},
+        asked,
+        arm="DFA",
+        reference="BP",
+        num_samples=SAMPLES,
+    )
+    found = [
+        Finding(
+            f"{counting}: outcome, {one.low:.2g} to {one.high:.2g} FLOPs ({one.span})",
+            "D: BP better everywhere",
+            "paper, abstract (never a regime where DFA pays); the letter is our reading",
+            f"{one.outcome}, in {100 * max(one.fractions.values()):.0f} % of bootstrap samples",
+            one.outcome == "D",
+        )
+        for one in judged.outcomes
+    ]
+    for one in judged.comparisons:
+        where = " (extrapolated)" if one.extrapolated else ""
+        found.append(
+            Finding(
+                f"{counting}: discount that DFA would need at {one.flops:.2g} FLOPs{where}",
+                f"more than it has, {one.has:.3g}",
+                "outcome D",
+                f"{one.needed.estimate:.3g} [{one.needed.low:.3g}, {one.needed.high:.3g}]",
+                one.needed.low > one.has,
+            )
+        )
+    return found
+
+
+RECIPE = RunStudy(
+    title=RUNS.title,
+    paper=RUNS.paper,
+    minutes=RUNS.minutes,
+    runs=RUNS,
+    draw=draw,
+    findings=findings,
+)
+CONFIG = RUNS.variants["3x64/DFA"]

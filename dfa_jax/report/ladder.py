@@ -101,10 +101,3 @@ def weights(model: Transformer) -> int:
     """
     block = (4 + 2 * model.mlp_factor) * model.width**2
     return model.num_layers * block + model.width * model.num_outputs
-
-
-def by_counting(
-    variants: Mapping[str, TrainConfig], held: Sequence[RunRecord], **options: int
-) -> dict[str, list[Run]]:
-    """The same curves under every convention."""
-    return {counting: points(variants, held, counting, **options) for counting in COUNTINGS}

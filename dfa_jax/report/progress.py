@@ -23,11 +23,11 @@ def planned(recipe: Recipe, *, flops_per_second: float = FLOPS_PER_SECOND) -> st
         recipe: with or without a search for learning rates.
         flops_per_second: of one worker, for the hours.
     """
-    lines = [("variant", "trials", "runs", "tokens", "FLOPs", "hours")]
+    lines: list[Sequence[str]] = [("variant", "trials", "runs", "tokens", "FLOPs", "hours")]
     totals = [0.0, 0.0, 0.0, 0.0]
     runs = plan.plan(recipe)
     trials = tuning.grid(recipe).variants if recipe.tuning else {}
-    for variant, config in recipe.variants.items():
+    for variant in recipe.variants:
         of_variant = [one.config for one in runs if one.variant == variant]
         number = TRIALS_A_VARIANT if trials else 0
         of_variant += number * [trials[f"{variant}@+0"]] if trials else []

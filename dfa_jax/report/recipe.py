@@ -83,8 +83,8 @@ class Tuning:
         if not (self.factor > 1 and min(lengths) == 0 < max(lengths) and self.num_validation > 0):
             raise InputError(
                 f"tuning has factor {self.factor}, num_epochs {self.num_epochs}, fraction"
-                f" {self.fraction}, num_validation {self.num_validation}; expected a factor above 1,"
-                " positive num_validation, and one positive length"
+                f" {self.fraction}, num_validation {self.num_validation}; expected a factor above"
+                " 1, a positive num_validation, and one of the lengths positive"
             )
 
     def shorten(self, config: TrainConfig) -> TrainConfig:

@@ -221,6 +221,7 @@ def _alike(first: Job, second: Job, folder: pathlib.Path) -> bool:
 
 
 def lock(folder: pathlib.Path, name: str) -> filelock.FileLock:
+    """A job's lock; the system lets go of it when the process that holds it ends."""
     return filelock.FileLock(folder / "locks" / (name.replace("/", "__") + ".lock"))
 
 

@@ -47,8 +47,8 @@ def _short(recipe: Recipe, config: TrainConfig, step: int) -> TrainConfig:
     tuning = _required(recipe)
     if not isinstance(config.data, ImageData | TextData):
         raise InputError(
-            f"recipe '{recipe.title}' tunes on a validation split, which is cut from images or text;"
-            f" got {type(config.data).__name__}"
+            f"recipe '{recipe.title}' tunes on a validation split, which is cut from images or"
+            f" text; got {type(config.data).__name__}"
         )
     short = dataclasses.replace(
         tuning.shorten(config),

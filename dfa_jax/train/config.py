@@ -113,7 +113,7 @@ class TrainConfig:
         return is_contrastive(LOSSES[self.loss])
 
     def _check_views(self) -> None:
-        """Refuses views of what are no images, or of too few, and rules that have no use for them."""
+        """Refuses views of what are no images, or of too few, and rules without use for them."""
         if not isinstance(self.data, ImageData):
             for name in ("augment", "second_view"):
                 if getattr(self, name) != NONE:
