@@ -1,17 +1,23 @@
-"""The README's results: every finished recipe's table and figure, between two markers."""
+"""The README's results: a line for every finished recipe, between two markers."""
 
 import pathlib
 import re
 
 from dfa_jax.errors import InputError
-from dfa_jax.report import catalogue, finding, publish, study_page, table, text, verdict
+from dfa_jax.report import catalogue, finding, publish, study_page, table, verdict
 from dfa_jax.report.recipe import Recipe
 from dfa_jax.report.run_study import RunStudy
 from dfa_jax.report.study import Study
 from dfa_jax.train.records import RunRecord
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
-_MOST_ROWS = 8  # a longer table is one link away
+FEATURED = (
+    "direct_feedback_alignment/mnist_mlp",
+    "align_then_memorise/theory_vs_simulation",
+    "forward_gradient/mnist",
+    "scaling_laws/frontier",
+)
+"""Recipes whose figures are shown, one a paper; the others are a link away."""
 
 
 def fill(readme: pathlib.Path, results_dir: pathlib.Path) -> None:
@@ -29,60 +35,41 @@ def fill(readme: pathlib.Path, results_dir: pathlib.Path) -> None:
 
 
 def section(results_dir: pathlib.Path) -> str:
-    """A heading, a table and a figure per recipe whose runs are all in."""
-    parts = [_recipe(name, results_dir) for name in catalogue.names()]
-    return "\n\n".join(part for part in parts if part) or "None yet."
+    """A line for each recipe whose runs are all in, then some of the figures."""
+    lines = [_line(name, results_dir) for name in catalogue.names()]
+    if not any(lines):
+        return "None yet."
+    heading = ("recipe", "what came out", "made of", "more")
+    rows = [heading, ("---",) * len(heading), *filter(None, lines)]
+    shown = "\n".join("| " + " | ".join(cells) + " |" for cells in rows)
+    figures = [
+        f"![{catalogue.load(name).title}]({(results_dir / name).as_posix()}/figure.png)"
+        for name in FEATURED
+        if name in catalogue.names() and _line(name, results_dir)
+    ]
+    return "\n\n".join([shown, *figures])
 
 
-def _recipe(name: str, results_dir: pathlib.Path) -> str:
+def _line(name: str, results_dir: pathlib.Path) -> tuple[str, ...]:
+    """Title, verdict, how many runs, and where table, figure and records are; `()` if not in."""
     chosen = catalogue.load(name)
-    folder = results_dir / name
     if publish.progress(chosen, results_dir) != "complete":
-        return ""
-    held, where = publish.held_runs(chosen, results_dir), folder.as_posix()
-    commits = sorted({record.environment["commit"] or "unknown" for record in held})
+        return ()
+    held, folder = publish.held_runs(chosen, results_dir), (results_dir / name).as_posix()
     if isinstance(chosen, Study | RunStudy):
-        shown = [finding.summary(study_page.findings(chosen, held))]
+        came = finding.summary(study_page.findings(chosen, held))
         made = f"{len(held)} {study_page.unit(chosen)}"
     else:
-        rows = table.rows(chosen, held)
-        shown = _table(rows) if len(rows) <= _MOST_ROWS else _sentences(chosen, held)
-        made = f"{len(held)} runs, seeds {', '.join(map(str, chosen.seeds))}"
+        came = _verdict(chosen, held)
+        made = f"{len(held)} runs, {len(chosen.seeds)} seeds"
     source = (results_dir / getattr(chosen, "source", name)).as_posix()
-    return "\n".join(
-        [
-            f"**{chosen.title}** (`python scripts/reproduce.py {name}`)",
-            "",
-            *shown,
-            *([""] if shown else []),
-            f"![{chosen.title}]({where}/figure.png)",
-            "",
-            f"{made}; made at commit {', '.join(commits)}; [table]({where}/table.md),"
-            f" [records]({source}/{publish.RECORDS}).",
-        ]
-    )
+    more = f"[table]({folder}/table.md), [figure]({folder}/figure.png), [records]({source}/{publish.RECORDS})"
+    return f"{chosen.title}<br>`{name}`", came, made, more
 
 
-def _sentences(recipe: Recipe, held: list[RunRecord]) -> list[str]:
-    """What a longer table comes to; where nothing was published, nothing."""
-    rows = table.rows(recipe, held)
-    found = (verdict.on_published(rows), verdict.on_orders(table.orders(recipe, held)))
-    return [" ".join(filter(None, found))] if any(found) else []
-
-
-def _table(rows: list[table.Row]) -> list[str]:
-    """Test errors and, where there are any, published numbers and verdicts."""
-    shown = [
-        (
-            row.variant,
-            text.summary(row.test),
-            "; ".join(map(text.published, row.published)) or text.NOTHING,
-            "; ".join(text.verdict(row.measured(n.quantity), n) for n in row.published)
-            or text.NOTHING,
-        )
-        for row in rows
-    ]
-    columns = 4 if any(row.published for row in rows) else 2
-    headings = ("variant", "test error, %", "published, %", "verdict")[:columns]
-    lines = [headings, ("---",) * columns, *(cells[:columns] for cells in shown)]
-    return ["| " + " | ".join(line) + " |" for line in lines]
+def _verdict(recipe: Recipe, held: list[RunRecord]) -> str:
+    """How many published numbers and orders came out; a dash where nothing was published."""
+    rows, orders = table.rows(recipe, held), table.orders(recipe, held)
+    found = (verdict.on_published(rows), verdict.on_orders(orders))
+    # What was missed, and by how much, is in the table.
+    return " ".join(part.partition(";")[0].rstrip(".") + "." for part in found if part) or "-"

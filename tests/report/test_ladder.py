@@ -63,7 +63,10 @@ def test_points_by_hand():
     held = [record("small/BP"), record("small/DFA", seed=1)]
     found = {name: ladder.points(RECIPE.variants, held, name) for name in ladder.COUNTINGS}
     ours = found["6ND"]
-    assert [(run.arm, run.size, run.seed) for run in ours[::3]] == [("BP", "small", 0), ("DFA", "small", 1)]
+    assert [(run.arm, run.size, run.seed) for run in ours[::3]] == [
+        ("BP", "small", 0),
+        ("DFA", "small", 1),
+    ]
     assert [run.num_tokens for run in ours[:3]] == [2 * 256, 4 * 256, 10 * 256]
     assert [run.loss for run in ours[:3]] == [4.0, 4.0, 4.0]
     assert {run.num_params for run in ours} == {N}

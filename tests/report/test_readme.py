@@ -34,8 +34,13 @@ def test_fill_replaces_what_stands_between_the_markers_and_nothing_else(results,
     assert once.startswith(f"before\n{readme.BEGIN}\n")
     assert once.endswith(f"\n{readme.END}\nafter\n")
     assert "old" not in once
-    assert once.count("| tanh/backprop |") == 1
-    assert "2.00 ± 0.10 (memory, unverified)" in once  # a published number keeps its provenance
+    assert once.count("`made_up`") == 1
+    # Of the one number, 2.0 within 0.1 (our mean is 2.07), with where it is from.
+    assert (
+        "1 of 1 published numbers reproduced (provenance of the numbers: memory, unverified)."
+        in once
+    )
+    assert "18 runs, 3 seeds" in once
 
 
 def test_without_markers_the_file_is_left_alone(results, tmp_path):
