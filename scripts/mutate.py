@@ -266,6 +266,30 @@ SABOTAGES = {
         "tx",
         "tests/test_optim.py",
     ),
+    "a target that is its input": Sabotage(
+        "data/windows.py",
+        "found[:, 1:].astype(np.int32))",
+        "found[:, :-1].astype(np.int32))",
+        "tests/data/test_text.py",
+    ),
+    "no look at the checksum": Sabotage(
+        "data/tokens.py",
+        "if found != (expected",
+        "if False and (expected",
+        "tests/data/test_tokens.py",
+    ),
+    "a vocabulary of the test text": Sabotage(
+        "data/text.py",
+        "learn_bpe(source.train(),",
+        "learn_bpe(source.test(),",
+        "tests/data/test_text.py",
+    ),
+    "a chain that starts anywhere": Sabotage(
+        "data/markov.py",
+        "number, p=self.stationary)",
+        "number)",
+        "tests/data/test_markov.py",
+    ),
     "count examples without an error": Sabotage(
         "metrics.py", "& (jnp.abs(delta).max(-1) > 0)", "", "tests/test_metrics.py"
     ),

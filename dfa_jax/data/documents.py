@@ -105,7 +105,7 @@ def open_tfds_text(name: str, data_dir: str | os.PathLike[str] | None = None) ->
     with readable(name, folder):
         import tensorflow_datasets as tfds  # slow to import
 
-        builder = tfds.builder_from_directory(folder)
+        builder: Any = tfds.builder_from_directory(folder)
         feature = _text_feature(name, builder.info.features)
         splits = builder.info.splits
         tests = [split for split in ("test", "validation") if split in splits]

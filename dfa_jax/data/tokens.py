@@ -4,7 +4,6 @@ A folder holds `train.bin` and `test.bin`, nothing but tokens, and `tokens.json`
 made of, the vocabulary, and checksums of it all.
 """
 
-import contextlib
 import dataclasses
 import hashlib
 import itertools
@@ -18,6 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import tqdm
+from jaxtyping import UInt
 
 from dfa_jax.data.vocabulary import SEPARATOR, Vocabulary, vocabulary_from_json
 from dfa_jax.errors import InputError
@@ -58,8 +58,8 @@ class PackedTokens:
     vocabulary: Vocabulary
     splits: Mapping[str, SplitInfo]
 
-    def tokens(self, split: str) -> np.ndarray:
-        """All tokens of a split, `[num_tokens]` uint8, uint16 or uint32, a read-only memory map."""
+    def tokens(self, split: str) -> UInt[np.ndarray, " num_tokens"]:
+        """All tokens of a split, uint8, uint16 or uint32, as a read-only memory map."""
         if not self.splits[split].num_tokens:
             return np.empty(0, self.vocabulary.dtype)  # nothing cannot be mapped
         return np.memmap(self.folder / f"{split}.bin", self.vocabulary.dtype, mode="r")
@@ -118,14 +118,13 @@ def pack_tokens(
             }
             description = _describe(made_of, vocabulary, infos)
             pathlib.Path(unfinished, _DESCRIPTION).write_text(description, encoding="utf-8")
-            with contextlib.suppress(FileExistsError, NotADirectoryError):
-                _rename(unfinished, folder)
+            _rename(unfinished, folder)
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
     except OSError as error:
         raise InputError(
-            f"tokens cannot be written to {folder.parent} ({error.strerror}); point XDG_CACHE_HOME"
-            " at a folder with space that can be written"
+            f"tokens cannot be written to {folder.parent} ({error.strerror or error}); point"
+            " XDG_CACHE_HOME at a folder with space that can be written"
         ) from error
 
 

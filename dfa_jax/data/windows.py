@@ -4,6 +4,7 @@ import dataclasses
 
 import jax
 import numpy as np
+from jaxtyping import UInt
 
 from dfa_jax.data.stream import Stream
 from dfa_jax.errors import InputError
@@ -19,13 +20,13 @@ class TokenWindows(Stream):
     So every token but the first is predicted once, the last few excepted that fill no window.
 
     Attributes:
-        tokens: the text, `[n]` unsigned integers, which may be a memory map.
+        tokens: the text, which may be a memory map.
         context: tokens a window, `T`.
         vocab_size: tokens are below it.
         where: set and split, for messages.
     """
 
-    tokens: np.ndarray
+    tokens: UInt[np.ndarray, " tokens"]
     context: int
     vocab_size: int
     where: str

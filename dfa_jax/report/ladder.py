@@ -14,7 +14,7 @@ branch included where its loss is taken.
 from collections.abc import Mapping, Sequence
 from typing import Literal, get_args
 
-from dfa_jax.data import TextData
+from dfa_jax.data import MarkovData, TextData
 from dfa_jax.models import Transformer
 from dfa_jax.models.transformer import Granularity
 from dfa_jax.report.recipe import group_of, label_of
@@ -63,7 +63,7 @@ def _point(
 ) -> Run:
     model, data = config.model, config.data
     assert isinstance(model, Transformer)
-    assert isinstance(data, TextData)
+    assert isinstance(data, TextData | MarkovData)
     decays = "decayed_test_loss" in one.metrics
     steps = one.step + (int(one.metrics["decayed_steps"]) if decays else 0)
     num_tokens = steps * config.batch_size * data.context
@@ -85,7 +85,7 @@ def flops_a_token(
     """FLOPs of a training step over its tokens, by a convention."""
     model, data = config.model, config.data
     assert isinstance(model, Transformer)
-    assert isinstance(data, TextData)
+    assert isinstance(data, TextData | MarkovData)
     if counting == "counted":
         found = flops.count(model, config.rule, batch=1, time=data.context, granularity=granularity)
         return found.per_token

@@ -63,7 +63,12 @@ def _line(name: str, results_dir: pathlib.Path) -> tuple[str, ...]:
         came = _verdict(chosen, held)
         made = f"{len(held)} runs, {len(chosen.seeds)} seeds"
     source = (results_dir / getattr(chosen, "source", name)).as_posix()
-    more = f"[table]({folder}/table.md), [figure]({folder}/figure.png), [records]({source}/{publish.RECORDS})"
+    links = {
+        "table": f"{folder}/table.md",
+        "figure": f"{folder}/figure.png",
+        "records": f"{source}/{publish.RECORDS}",
+    }
+    more = ", ".join(f"[{name}]({path})" for name, path in links.items())
     return f"{chosen.title}<br>`{name}`", came, made, more
 
 

@@ -4,7 +4,7 @@ import dataclasses
 import math
 from typing import Any
 
-from dfa_jax.data import ImageData, TextData
+from dfa_jax.data import ImageData, MarkovData, TextData
 from dfa_jax.data.augment import Augmentation
 from dfa_jax.models import LocalMixer, Transformer
 from dfa_jax.report.recipe import Recipe
@@ -34,7 +34,7 @@ def shrink_config(config: TrainConfig) -> TrainConfig:
 
     Or on some 2,000 bytes of text.
     """
-    if isinstance(config.data, TextData):
+    if isinstance(config.data, TextData | MarkovData):
         return _shrink_text(config)
     images = isinstance(config.data, ImageData)
     small: dict[str, Any] = {"num_outputs": 10} if images else {}
@@ -66,12 +66,14 @@ def shrink_config(config: TrainConfig) -> TrainConfig:
 
 def _shrink_text(config: TrainConfig) -> TrainConfig:
     """Two blocks of eight units on 32 windows of 16 bytes of the standard library."""
-    model = config.model
+    model, is_made = config.model, isinstance(config.data, MarkovData)
+    short = {"context": 16, "num_train": 512, "num_test": 256}
     if isinstance(model, Transformer):
-        model = model.clone(num_outputs=256, num_layers=2, width=8, num_heads=2, context=16)
+        size = {"num_layers": 2, "width": 8, "num_heads": 2, "context": 16}
+        model = model.clone(**size, **({} if is_made else {"num_outputs": 256}))
     return dataclasses.replace(
         config,
-        data=TextData(context=16, num_train=512, num_test=256),
+        data=dataclasses.replace(config.data, **short) if is_made else TextData(**short),
         model=model,
         batch_size=8,
         num_epochs=1,

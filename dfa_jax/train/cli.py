@@ -16,7 +16,7 @@ from typing import Any, Literal, NoReturn
 import flax.linen as nn
 
 from dfa_jax import errors
-from dfa_jax.data import GaussianTargets, ImageData, TextData
+from dfa_jax.data import GaussianTargets, ImageData, MarkovData, TextData
 from dfa_jax.models import MLP, ConvNet, LocalMixer, Transformer
 from dfa_jax.rules import RULES, ObjectiveRule
 from dfa_jax.train.config import TrainConfig, config_fields
@@ -28,7 +28,12 @@ MODELS: dict[str, type[nn.Module]] = {
     "transformer": Transformer,
 }
 ESTIMATORS = {name: rule for name, rule in RULES.items() if issubclass(rule, ObjectiveRule)}
-DATA = {"images": ImageData, "text": TextData, "gaussian_targets": GaussianTargets}
+DATA = {
+    "images": ImageData,
+    "text": TextData,
+    "markov": MarkovData,
+    "gaussian_targets": GaussianTargets,
+}
 PARTS: dict[str, dict[str, Any]] = {
     "rule": RULES,
     "rule.estimator": ESTIMATORS,

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import flax.linen as nn
 import numpy as np
 
-from dfa_jax.data import GaussianTargets, ImageData, TextData
+from dfa_jax.data import GaussianTargets, ImageData, MarkovData, TextData
 from dfa_jax.data.augment import NONE, Augmentation
 from dfa_jax.errors import InputError
 from dfa_jax.losses import LOSSES, is_contrastive
@@ -59,7 +59,7 @@ class TrainConfig:
         model_axis: devices over which each layer's width is split.
     """
 
-    data: ImageData | TextData | GaussianTargets = ImageData()
+    data: ImageData | TextData | MarkovData | GaussianTargets = ImageData()
     model: nn.Module = MLP()
     sites: tuple[str, ...] = ("layer_*",)
     blocks: tuple[str, ...] = ()
@@ -152,7 +152,7 @@ class TrainConfig:
             InputError: `num_tokens` of what is no text.
         """
         if self.num_tokens:
-            if not isinstance(self.data, TextData):
+            if not isinstance(self.data, TextData | MarkovData):
                 raise InputError(
                     f"num_tokens is {self.num_tokens} and data is {type(self.data).__name__}, which"
                     " has no tokens; set num_epochs in its place"

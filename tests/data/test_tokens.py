@@ -31,10 +31,9 @@ DOCUMENTS = [
 TEST = [b"a hat on a cat", "ß".encode()]
 MADE_OF = {"source": "tale", "number": 3}
 LEARN = """
-import hashlib, sys
 from dfa_jax.data.vocabulary import learn_bpe
 words = [b"w%d " % (i * i % 89) + b"x%d" % (i % 7) for i in range(3000)]
-print(hashlib.sha256(learn_bpe(words, 290).description.encode()).hexdigest())
+description = learn_bpe(words, 290).description
 """
 
 
@@ -106,11 +105,11 @@ def test_bpe_merges_the_most_frequent_pair():
 
 def test_bpe_is_the_same_in_another_process():
     """Oracle: exact equivalence; hash tables are ordered otherwise in every process."""
-    runs = [
-        subprocess.run([sys.executable, "-c", LEARN], capture_output=True, text=True, check=True)
-        for _ in range(2)
-    ]
-    assert runs[0].stdout == runs[1].stdout != ""
+    here: dict[str, str] = {}
+    exec(LEARN, here)
+    command = [sys.executable, "-c", LEARN + "print(description)"]
+    there = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert there.stdout == here["description"] + "\n"
 
 
 @pytest.mark.parametrize("size", [None, 0, 256])
