@@ -67,9 +67,9 @@ def shrink_config(config: TrainConfig) -> TrainConfig:
 def _shrink_text(config: TrainConfig) -> TrainConfig:
     """Two blocks of eight units on 32 windows of 16 bytes of the standard library."""
     model, is_made = config.model, isinstance(config.data, MarkovData)
-    short = {"context": 16, "num_train": 512, "num_test": 256}
+    short: dict[str, Any] = {"context": 16, "num_train": 512, "num_test": 256}
     if isinstance(model, Transformer):
-        size = {"num_layers": 2, "width": 8, "num_heads": 2, "context": 16}
+        size: dict[str, Any] = {"num_layers": 2, "width": 8, "num_heads": 2, "context": 16}
         model = model.clone(**size, **({} if is_made else {"num_outputs": 256}))
     return dataclasses.replace(
         config,
