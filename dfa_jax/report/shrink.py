@@ -69,8 +69,8 @@ def _shrink_text(config: TrainConfig) -> TrainConfig:
     model, is_made = config.model, isinstance(config.data, MarkovData)
     short: dict[str, Any] = {"context": 16, "num_train": 512, "num_test": 256}
     if isinstance(model, Transformer):
-        size: dict[str, Any] = {"num_layers": 2, "width": 8, "num_heads": 2, "context": 16}
-        model = model.clone(**size, **({} if is_made else {"num_outputs": 256}))
+        model = model.clone(num_layers=2, width=8, num_heads=2, context=16)
+        model = model if is_made else model.clone(num_outputs=256)
     return dataclasses.replace(
         config,
         data=dataclasses.replace(config.data, **short) if is_made else TextData(**short),

@@ -1,0 +1,120 @@
+"""A language of known entropy: does the floor of a fitted law find it?
+
+Paper: none
+Command: python scripts/reproduce.py scaling_laws/known_entropy
+Time: 8 min on 2 cores
+Expect: the law's floor covers the entropy of the source, which no model can beat; and the loss stays
+    above it.
+
+The irreducible loss of real text is known to nobody, so nobody can tell whether a fit finds it. Here
+text is a stationary Markov chain over 64 symbols with random transitions, whose entropy rate is
+known in closed form. A Transformer of one block that is wide enough to hold all transitions learns
+it under backpropagation; `L = E + (C_c / C)^a` is fitted to its curve, and E compared.
+"""
+
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from matplotlib.figure import Figure
+
+from dfa_jax.data import MarkovData
+from dfa_jax.models import Transformer
+from dfa_jax.models.transformer import credit_sites
+from dfa_jax.optim import Optimizer
+from dfa_jax.report import finding, ladder, panel, style
+from dfa_jax.report.finding import Finding
+from dfa_jax.report.recipe import Recipe
+from dfa_jax.report.run_study import RunStudy
+from dfa_jax.report.style import Theme
+from dfa_jax.rules import Backprop
+from dfa_jax.scaling import Fit, Run, bootstrap
+from dfa_jax.train.config import TrainConfig
+from dfa_jax.train.records import RunRecord
+
+SOURCE = MarkovData(num_symbols=64, order=1, context=64, num_train=2**22, num_test=2**17)
+MODEL = Transformer(
+    num_outputs=SOURCE.num_symbols, num_layers=1, width=64, num_heads=2, context=SOURCE.context
+)
+STEPS, FITTED_FROM = 3000, 200  # before, the loss is that of learning at all
+LAW = "power_law_with_floor"
+CONFIG = TrainConfig(
+    data=SOURCE,
+    model=MODEL,
+    sites=credit_sites(MODEL, "macro"),
+    rule=Backprop(),
+    optimizer=Optimizer("adam", 4e-3, b2=0.98, clip_norm=1.0, warmup_fraction=0.03),
+    batch_size=16,
+    num_tokens=STEPS * 16 * SOURCE.context,
+    log_evaluations=30,
+    decay_fraction=0.2,
+    alignment_examples=0,
+)
+RUNS = Recipe(
+    title="A language of known entropy: does the floor of a fitted law find it?",
+    paper="none",
+    minutes=8,
+    variants={"1x64/BP": CONFIG},
+    seeds=(0, 1, 2, 3, 4),
+)
+
+
+def curves(held: Sequence[RunRecord]) -> list[Run]:
+    """The points that are fitted; all of them where the runs are shorter than that."""
+    late = ladder.points(RUNS.variants, held, "6ND", min_steps=FITTED_FROM)
+    return late or ladder.points(RUNS.variants, held, "6ND")
+
+
+def fitted(held: Sequence[RunRecord]) -> Fit:
+    """The law with a floor, with intervals over seeds."""
+    return bootstrap(jax.random.key(0), LAW, curves(held), num_samples=500)
+
+
+def draw(held: Sequence[RunRecord], theme: Theme) -> Figure:
+    """The loss above the entropy of the source, and the law above its own floor."""
+    figure, axes = panel.panels(1, 2)
+    runs, entropy = curves(held), SOURCE.optimal_loss
+    colour = style.colour("BP", theme)
+    for seed in dict.fromkeys(run.seed for run in runs):
+        own = [run for run in runs if run.seed == seed]
+        at = [run.flops for run in own]
+        axes[0, 0].plot(at, [run.loss for run in own], color=colour, alpha=0.6, linewidth=1)
+        above = [run.loss - entropy for run in own]
+        axes[0, 1].plot(at, above, color=colour, alpha=0.6, linewidth=1)
+    axes[0, 0].axhline(entropy, color=colour, linestyle="--", label="entropy of the source")
+    axes[0, 0].set(xscale="log", xlabel="compute, FLOPs", ylabel="test loss, nats a token")
+    axes[0, 0].legend()
+    axes[0, 1].set(
+        xscale="log", yscale="log", xlabel="compute, FLOPs", ylabel="test loss above the entropy"
+    )
+    return figure
+
+
+def findings(held: Sequence[RunRecord]) -> Sequence[Finding]:
+    """The floor against the closed form."""
+    runs, entropy = curves(held), SOURCE.optimal_loss
+    floor = fitted(held).intervals["E"]
+    losses = np.array([run.loss for run in runs])
+    return [
+        Finding(
+            "floor E of the fitted law, 95 % interval",
+            f"covers {entropy:.4f}, the entropy of the source",
+            "closed form",
+            f"{floor.estimate:.4f} [{floor.low:.4f}, {floor.high:.4f}]",
+            floor.low <= entropy <= floor.high,
+        ),
+        finding.at_least(
+            "test loss, nats a token, less the entropy", losses - entropy, -0.01,
+            "no model beats it but by the chance of the test text", digits=4,
+        ),
+    ]  # fmt: skip
+
+
+RECIPE = RunStudy(
+    title=RUNS.title,
+    paper=RUNS.paper,
+    minutes=RUNS.minutes,
+    runs=RUNS,
+    draw=draw,
+    findings=findings,
+)
