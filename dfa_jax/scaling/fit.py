@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from dfa_jax.errors import InputError
 from dfa_jax.scaling import covariance, huber, laws
@@ -22,7 +22,7 @@ NUM_STARTS = 128
 """Of the grid's starts, those of the smallest objective, are descended from."""
 
 FIRST_STEPS, NUM_FINALISTS = 50, 16
-"""All starts take so many steps; so many of them, the best by then, go on until they converge."""
+"""All starts take so many steps; so many of them, the best that differ, go on to convergence."""
 
 RIVALS = 2.0
 """Minima whose objective is within this factor of the least may become the least in a resample."""
@@ -129,7 +129,7 @@ def fit_law(law: Law | str, runs: Sequence[Run], *, huber_delta: float = 1e-3) -
 
     Minimises `sum_i Huber_delta(log L(run_i) - log loss_i)` in double precision. All of the law's
     grid is evaluated, the 128 best starts are descended from for 50 steps of a damped Newton method
-    (`scaling.huber`), and the 16 best of these until nothing is left to gain.
+    (`scaling.huber`), and the 16 best ends that differ until nothing is left to gain.
 
     Args:
         law: one of `LAWS`, or its name.
@@ -154,7 +154,8 @@ def fit_law(law: Law | str, runs: Sequence[Run], *, huber_delta: float = 1e-3) -
     design = law.design(laws.features_of(law, runs))
     log_losses = np.log([run.loss for run in runs])
     found = _from_grid(law, design, log_losses, huber_delta)
-    minima = _distinct(found)
+    ends = _distinct(found)
+    minima = found.theta[ends[found.objective[ends] <= RIVALS * found.objective.min()]]
     theta = minima[0]
     with jax.enable_x64(True):
         residuals = np.asarray(law.log_loss(*_device(theta, design))) - log_losses
@@ -336,14 +337,13 @@ def _from_grid(law: Law, design: Any, log_losses: Any, delta: float) -> huber.So
         return huber.minimise(thetas, design, y, np.ones(shape), delta, **options)
 
     first = descend(best, max_steps=FIRST_STEPS)
-    finalists = np.argsort(first.objective, kind="stable")[:NUM_FINALISTS]
-    return descend(first.theta[finalists])
+    return descend(first.theta[_distinct(first)[:NUM_FINALISTS]])
 
 
-def _distinct(found: huber.Solution) -> Float[np.ndarray, "minima params"]:
-    """The optimum and its rivals in the order of their objectives, each once."""
+def _distinct(found: huber.Solution) -> Int[np.ndarray, " distinct"]:
+    """Which of the ends differ, in the order of their objectives."""
     order = np.argsort(found.objective, kind="stable")
     values = found.objective[order]
     # Minima that differ have objectives that differ; rounding moves those of one by far less.
     fresh = np.concatenate([[True], np.diff(values) > 1e-6 * values[:-1]])
-    return found.theta[order[fresh & (values <= RIVALS * values[0])]]
+    return order[fresh]
