@@ -2,7 +2,8 @@
 
 `python scripts/benchmark.py [--widths 512 512 ...] [--rules NAME ...] [--rounds 20]`;
 `python scripts/benchmark.py theory` is about the shallow theory, see `benchmark_theory.py`, and
-`python scripts/benchmark.py forward_gradient` about local losses, `benchmark_forward_gradient.py`.
+`python scripts/benchmark.py forward_gradient` about local losses, `benchmark_forward_gradient.py`;
+`python scripts/benchmark.py fits` about scaling laws, `benchmark_fits.py`.
 
 In each round every rule takes the same number of steps, in a random order; the ratio to
 backpropagation is taken within the round, so a machine that slows down slows down both.
@@ -13,7 +14,8 @@ import random
 import sys
 import time
 
-import benchmark_forward_gradient  # beside this file
+import benchmark_fits  # beside this file
+import benchmark_forward_gradient
 import benchmark_theory
 import jax
 import numpy as np
@@ -31,7 +33,11 @@ from dfa_jax.types import Batch
 
 def main(arguments: list[str]) -> None:
     """Prints the ratios' median and quartiles; appends them to a file if asked."""
-    others = {"theory": benchmark_theory, "forward_gradient": benchmark_forward_gradient}
+    others = {
+        "theory": benchmark_theory,
+        "forward_gradient": benchmark_forward_gradient,
+        "fits": benchmark_fits,
+    }
     if arguments and arguments[0] in others:
         others[arguments[0]].main(arguments[1:])
         return

@@ -15,7 +15,7 @@ from dfa_jax.rules import RULES
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-PACKAGES = ["autodiff", "data", "models", "rules", "theory", "train"]
+PACKAGES = ["autodiff", "data", "models", "rules", "scaling", "theory", "train"]
 CODE = re.compile(r"^```python\n(.*?)^```", flags=re.M | re.S)
 
 

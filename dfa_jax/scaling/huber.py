@@ -71,6 +71,8 @@ def minimise(
     log_losses: Float[np.ndarray, "fits points"],
     weights: Float[np.ndarray, "fits points"],
     delta: float,
+    *,
+    max_steps: int = MAX_STEPS,
 ) -> Solution:
     """Many fits at once on one design: over starts, over samples of weights or of losses.
 
@@ -85,15 +87,15 @@ def minimise(
     log_losses, weights = (np.pad(a, ((0, 0), more_points)) for a in (log_losses, weights))
     lanes = [np.pad(a, (more_fits, (0, 0)), mode="edge") for a in (starts, log_losses, weights)]
     with jax.enable_x64(True):
-        found = _minimise(*(jnp.asarray(a) for a in (*lanes, design)), delta)
+        found = _minimise(*(jnp.asarray(a) for a in (*lanes, design)), delta, max_steps)
         return Solution(*(np.asarray(leaf)[:fits] for leaf in found))
 
 
 @jax.jit
-def _minimise(starts, log_losses, weights, design, delta) -> Solution:
+def _minimise(starts, log_losses, weights, design, delta, max_steps) -> Solution:
     """All lanes, `LANES` of them side by side."""
     return jax.lax.map(
-        lambda lane: _descend(lane[0], design, lane[1], lane[2], delta),
+        lambda lane: _descend(lane[0], design, lane[1], lane[2], delta, max_steps),
         (starts, log_losses, weights),
         batch_size=min(LANES, len(starts)),
     )
@@ -107,7 +109,7 @@ class _State(NamedTuple):
     done: Bool[Array, ""]
 
 
-def _descend(start, design, log_losses, weights, delta) -> Solution:
+def _descend(start, design, log_losses, weights, delta, max_steps) -> Solution:
     """One fit."""
 
     def value_at(theta):
@@ -136,7 +138,7 @@ def _descend(start, design, log_losses, weights, delta) -> Solution:
         )
 
     first = _State(start, value_at(start), jnp.ones_like(start[0]), jnp.array(0), jnp.array(False))
-    last = jax.lax.while_loop(lambda s: ~s.done & (s.step < MAX_STEPS), advance, first)
+    last = jax.lax.while_loop(lambda s: ~s.done & (s.step < max_steps), advance, first)
     return Solution(last.theta, last.value, last.done)
 
 

@@ -91,7 +91,7 @@ POWER_LAW = Law(
     parameters=("C_c", "alpha"),
     terms=lambda logs: [[1, -logs[0]]],
     quoted=lambda theta: [jnp.exp(theta[0] / theta[1]), theta[1]],
-    grid=(_steps(0, 25, 5), _steps(0, 0.5, 0.1)),  # the objective is convex: any start will do
+    grid=((5.0,), (0.05, 0.1)),  # the objective is convex: any start will do
     num_levels=2,
 )
 """Kaplan et al. (2020), arXiv 2001.08361: a straight line in logarithms."""
