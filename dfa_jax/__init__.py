@@ -3,7 +3,7 @@
 from dfa_jax.autodiff import collect, site_gradients
 from dfa_jax.checks import check_isolation, check_locality, cost_report
 from dfa_jax.errors import DivergedError, InputError, SiteError
-from dfa_jax.models import MLP, ConvNet, LocalMixer, Model, from_linen
+from dfa_jax.models import MLP, ConvNet, LocalMixer, Model, Transformer, credit_sites, from_linen
 from dfa_jax.rules import (
     RULES,
     ActivityForwardGradient,
@@ -56,12 +56,14 @@ __all__ = [
     "SiteRule",
     "TrainConfig",
     "TrainState",
+    "Transformer",
     "UniformSign",
     "WeightForwardGradient",
     "check_isolation",
     "check_locality",
     "collect",
     "cost_report",
+    "credit_sites",
     "fit",
     "from_linen",
     "init_state",

@@ -132,6 +132,10 @@ def test_dots_are_read_from_the_text():
         return jnp.einsum("bik,bkj->bij", a, b)
 
     assert hlo.dot_flops(product, a, b) == 2 * 3 * 4 * 5 * 6
+    with pytest.raises(AssertionError, match="loop"):
+        hlo.dot_flops(
+            lambda a: jax.lax.scan(lambda h, _: (h @ h, None), a, length=3)[0], jnp.ones((5, 5))
+        )
 
 
 def test_backprop_is_six_per_weight_and_attention():
