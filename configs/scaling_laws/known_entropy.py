@@ -8,8 +8,8 @@ Expect: the law's floor covers the entropy of the source, which no model can bea
 
 The irreducible loss of real text is known to nobody, so nobody can tell whether a fit finds it.
 Here text is a stationary Markov chain over 64 symbols with random transitions, whose entropy rate
-is known in closed form. A Transformer of one block that is wide enough to hold all transitions learns
-it under backpropagation; `L = E + (C_c / C)^a` is fitted to its curve, and E compared.
+is known in closed form. A Transformer of one block that is wide enough to hold all transitions
+learns it under backpropagation; `L = E + (C_c / C)^a` is fitted to its curve, and E compared.
 """
 
 from collections.abc import Sequence
