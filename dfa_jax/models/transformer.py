@@ -143,9 +143,8 @@ class Transformer(nn.Module):
         x = Stream(name="last_hidden")(self.blocks(options, embed(tokens)))
         if self.norm == "pre":
             x = LayerNorm(self.use_bias, name="final_norm")(x)
-        x = x.astype(at_least_float32(x))
         if self.tied:
-            return embed.attend(x)
+            return embed.attend(x)  # in float32, as the table is
         init = nn.initializers.normal(options.std)
         unembed = nn.Dense(
             self.num_outputs, use_bias=self.use_bias, kernel_init=init, name="unembed"

@@ -103,7 +103,8 @@ def count(
     site below; an error is projected to the sites behind trained parameters. Scanned blocks count
     like those written out (in a loop, the first block does what the others do). Under `Shallow`
     nothing below the last site is needed; its `estimate` gets there by multiplying zeros. Draws of
-    a forward gradient share one forward pass, as under `draws="vmap"`. Without `remat`.
+    a forward gradient share one forward pass, as under `draws="vmap"` (the compiler finds that out
+    unless the batch is one window, where it computes most of it twice). Without `remat`.
 
     Args:
         model: the network.

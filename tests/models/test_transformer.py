@@ -126,6 +126,34 @@ def test_forward_pass_is_numpys(x64, form, positions, tied):
         np.testing.assert_allclose(logits, expected, rtol=1e-11, atol=1e-11)
 
 
+@pytest.mark.parametrize(
+    ("form", "positions", "tied"), [("pre", "rotary", False), ("post", "learned", True)]
+)
+def test_gradient_is_the_slope(x64, form, positions, tied):
+    """Independent implementation: along each of ten random directions, central differences in NumPy.
+
+    Something held fixed in the backward pass would leave every forward pass as it is.
+    """
+    module = SMALL.clone(norm=form, positions=positions, tied=tied)
+    params, batch = drawn(module), tokens(num=2, time=4)
+    _, grads = value_and_grad(module, params, batch)
+    wide = helpers.to_float64(params)
+
+    def loss(params):
+        losses = [
+            -np.log(softmax(numpy_transformer(module, params, window), -1)[np.arange(4), target])
+            for window, target in zip(*map(np.asarray, batch), strict=True)
+        ]
+        return np.mean(losses)
+
+    for seed in range(10):
+        v = helpers.to_float64(helpers.normals(params, seed + 5))
+        ends = [loss(jax.tree.map(lambda p, v, s=s: p + s * 1e-5 * v, wide, v)) for s in (1, -1)]
+        products = jax.tree.map(lambda g, v: np.sum(np.asarray(g) * v), grads, v)
+        slope = sum(jax.tree.leaves(products))
+        np.testing.assert_allclose((ends[0] - ends[1]) / 2e-5, slope, rtol=1e-5, atol=1e-6)
+
+
 def test_gelu_is_near_its_definition():
     """Closed form: x Phi(x), to the 5e-4 that the tanh form is known to differ by."""
     a = np.linspace(-4, 4, 81)

@@ -78,7 +78,7 @@ def cases():
         ("per_site", "linear", "pre"),
         ("tapped_shared", "micro", "post"),
     }
-    for module, batch, time in ((SMALL, 3, 12), (LARGER, 2, 40), (SMALL, 1, 7)):
+    for module, batch, time in ((SMALL, 3, 12), (LARGER, 2, 40), (SMALL, 2, 7)):
         for arm in ARMS:
             for granularity in ("macro", "micro", "linear") if arm in SITED else ("macro",):
                 for form in ("pre", "post") if module is SMALL else ("pre",):
