@@ -123,6 +123,7 @@ def test_a_loss_out_of_reach_needs_an_infinite_discount():
     assert np.isinf(rising).all()
 
 
+@pytest.mark.slow
 def test_intervals_cover_over_seeds():
     """Statistical test: the slopes' difference lies in its 95 % interval in at least 17 of 20 studies.
 
