@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from dfa_jax.data import Dataset
@@ -137,7 +138,9 @@ def _checked_model(config: TrainConfig, dataset: Dataset, rows: int) -> Model:
                 f" for each of the {rows} views"
             )
         return model
-    expected = (rows, *dataset.train.targets.shape[1:], dataset.num_classes)
+    labels = dataset.train.targets
+    places = labels.shape[1:] if np.issubdtype(labels.dtype, np.integer) else ()
+    expected = (rows, *places, dataset.num_classes)
     if outputs.shape != expected:
         raise InputError(
             f"the model's outputs are {outputs.shape}; data set '{dataset.name}' needs {expected}:"
