@@ -102,11 +102,11 @@ def site_metrics(
     """What a rule does at each site of a model on one batch, by name.
 
     `gradient_alignment/<site>` and its `_spread` (over examples), `weight_alignment/<map>` where
-    the rule defines it, `activity_norm/<site>`, `error_norm/<site>` and `gradient_norm/<site>` (root
-    mean square over examples of the norm of the activity, of the rule's error and of
-    backpropagation's; errors are those of the mean loss), `weight_norm/<path>`. A stacked site has
-    one entry a layer, `<site>[0]`, `<site>[1]`, ... A rule that sends no errors (weight-perturbed
-    forward gradients) has the norms of activities and weights alone.
+    the rule defines it, `weight_norm/<path>`, and the root mean square over examples of three
+    norms: `activity_norm/<site>`, `error_norm/<site>` of the rule's error, `gradient_norm/<site>`
+    of backpropagation's, errors being those of the mean loss. A stacked site has one entry a layer,
+    `<site>[0]`, `<site>[1]`, ... A rule that sends no errors (weight-perturbed forward gradients)
+    has the norms of activities and weights alone.
     """
     errors = rule.errors(key, model, loss_fn, params, rule_state, batch)
     reference = Backprop().errors(key, model, loss_fn, params, (), batch) if errors else {}
