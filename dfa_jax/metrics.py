@@ -102,10 +102,11 @@ def site_metrics(
     """What a rule does at each site of a model on one batch, by name.
 
     `gradient_alignment/<site>` and its `_spread` (over examples), `weight_alignment/<map>` where
-    the rule defines it, `activity_norm/<site>` and `error_norm/<site>` (root mean square over
-    examples of the vector's norm; the error is that of the mean loss), `weight_norm/<path>`. A
-    stacked site has one entry a layer, `<site>[0]`, `<site>[1]`, ... A rule that sends no errors
-    (weight-perturbed forward gradients) has the norms alone.
+    the rule defines it, `weight_norm/<path>`, and the root mean square over examples of three
+    norms: `activity_norm/<site>`, `error_norm/<site>` of the rule's error, `gradient_norm/<site>`
+    of backpropagation's, errors being those of the mean loss. A stacked site has one entry a layer,
+    `<site>[0]`, `<site>[1]`, ... A rule that sends no errors (weight-perturbed forward gradients)
+    has the norms of activities and weights alone.
     """
     errors = rule.errors(key, model, loss_fn, params, rule_state, batch)
     reference = Backprop().errors(key, model, loss_fn, params, (), batch) if errors else {}
@@ -121,6 +122,7 @@ def site_metrics(
         found |= _by_layer("gradient_alignment", site, alignment.mean)
         found |= _by_layer("gradient_alignment_spread", site, alignment.spread)
         found |= _by_layer("error_norm", site, _example_norm(errors[site], **axes))
+        found |= _by_layer("gradient_norm", site, _example_norm(reference[site], **axes))
     aligned = rule.weight_alignment(model, params, rule_state)
     found |= {f"weight_alignment/{name}": value for name, value in aligned.items()}
     for path, leaf in jax.tree.leaves_with_path(params):

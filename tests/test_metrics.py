@@ -152,7 +152,7 @@ def test_shallow_reports_no_angle(case):
 
 def test_sites_against_numpy(case):
     """Oracle: double-precision NumPy from the equations: DFA's errors, backpropagation's, and the
-    three norms, which are read as 'how large is a vector of one example'."""
+    norms, which are read as 'how large is a vector of one example'."""
     params, feedback, found = measure(DirectFeedbackAlignment(), case)
     x, labels = np.asarray(case.batch.inputs), np.asarray(case.batch.targets)
     a, h = reference.forward(params, x, "tanh")
@@ -167,6 +167,7 @@ def test_sites_against_numpy(case):
             "gradient_alignment_spread": cosines(sent, true[site]).std(),
             "activity_norm": np.sqrt(np.square(activity).sum(-1).mean()),
             "error_norm": np.sqrt(np.square(sent).sum(-1).mean()),
+            "gradient_norm": np.sqrt(np.square(true[site]).sum(-1).mean()),
         }
         for kind, value in expected.items():
             np.testing.assert_allclose(found[f"{kind}/{site}"], value, rtol=2e-5, err_msg=kind)
@@ -230,7 +231,7 @@ def test_stacked_sites_have_a_number_a_layer():
     scanned = helpers.Set(model, same, batch)
     _, _, expected = measure(Backprop(), unrolled)
     _, _, found = measure(Backprop(), scanned)
-    for kind in ("gradient_alignment", "activity_norm", "error_norm"):
+    for kind in ("gradient_alignment", "activity_norm", "error_norm", "gradient_norm"):
         for i in range(3):
             wanted = expected[f"{kind}/layer_{i}"]
             assert found[f"{kind}/layers[{i}]"] == pytest.approx(wanted, rel=1e-5)

@@ -25,7 +25,8 @@ moment decays by 0.98 (0.999 did no better for either arm in one-seed trials at 
 in `TFDS_DATA_DIR` will do in its place (`DATA` below), as `wiki40b/en`.
 """
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
@@ -114,11 +115,6 @@ BEYOND = 100.0  # how far fits are drawn and judged behind the largest budget
 SAMPLES = 1000
 
 
-def curves(held: Sequence[RunRecord], counting: Counting) -> list[Run]:
-    """The points behind the warm-up."""
-    return ladder.points(RUNS.variants, held, counting, min_steps=WARMUP_STEPS)
-
-
 def shared_budgets(runs: Sequence[Run], number: int) -> np.ndarray:
     """Log-spaced budgets that the curves of all arms reach."""
     spans = [[run.flops for run in of_arm(runs, arm)] for arm in ARMS]
@@ -126,13 +122,13 @@ def shared_budgets(runs: Sequence[Run], number: int) -> np.ndarray:
     return np.geomspace(low * 1.01, high / 1.01, number)
 
 
-def draw(held: Sequence[RunRecord], theme: Theme) -> Figure:
+def draw(variants: Mapping[str, TrainConfig], held: Sequence[RunRecord], theme: Theme) -> Figure:
     """Every curve, every arm's envelope and the law through it, under three ways of counting."""
     figure, axes = panel.panels(1, len(SHOWN))
     for axis, counting in zip(axes[0], SHOWN, strict=True):
-        draw_arms(axis, curves(held, counting), theme)
+        draw_arms(axis, ladder.points(variants, held, counting), theme)
         axis.set_title({"counted": "matrix products, counted"}.get(counting, f"DFA at {counting}"))
-    axes[0, 0].set_ylabel("test loss, nats a byte")
+    axes[0, 0].set_ylabel("test loss, nats a token")
     panel.rule_legend(figure, list(ARMS), theme)
     return figure
 
@@ -158,11 +154,11 @@ def draw_arms(axis: Axes, runs: Sequence[Run], theme: Theme) -> None:
     axis.set_yticks([], minor=True)
 
 
-def findings(held: Sequence[RunRecord]) -> Sequence[Finding]:
+def findings(variants: Mapping[str, TrainConfig], held: Sequence[RunRecord]) -> Sequence[Finding]:
     """The order of the arms at equal compute, and the paper's verdict under every convention."""
     found: list[Finding] = []
     for counting in SHOWN:
-        runs = curves(held, counting)
+        runs = ladder.points(variants, held, counting)
         budgets = shared_budgets(runs, 25)
         losses = {arm: at_budgets(of_arm(runs, arm), budgets) for arm in ARMS}
         for better, worse in (("BP", "DFA"), ("DFA", "shallow")):
@@ -225,7 +221,7 @@ RECIPE = RunStudy(
     paper=RUNS.paper,
     minutes=RUNS.minutes,
     runs=RUNS,
-    draw=draw,
-    findings=findings,
+    draw=functools.partial(draw, RUNS.variants),
+    findings=functools.partial(findings, RUNS.variants),
 )
 CONFIG = RUNS.variants["3x64/DFA"]

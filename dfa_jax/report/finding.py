@@ -55,6 +55,12 @@ def at_most(claim: str, values: Any, bound: float, source: str, digits: int = 3)
     return Finding(claim, f"at most {bound:g}", source, _range(values, digits), holds)
 
 
+def positive(claim: str, values: Any, source: str, digits: int = 3) -> Finding:
+    """A mean over seeds, such as a paired difference, whose 95 % interval lies above 0."""
+    low, _ = summarise(_floats(values)).interval
+    return Finding(claim, "above 0", source, shown(values, digits), low > 0)
+
+
 def count(claim: str, flags: Any, needed: int, source: str) -> Finding:
     """How many of several cases show something, and how many must."""
     flags = [bool(flag) for flag in np.ravel(flags)]

@@ -35,23 +35,26 @@ def points(
     counting: Counting,
     *,
     granularity: Granularity = "macro",
-    min_steps: int = 0,
 ) -> list[Run]:
-    """Every evaluation of every run as a point, with the loss of its branch where it has one.
+    """Every evaluation behind a run's warm-up as a point, with its branch's loss if it has one.
 
     Args:
         variants: the runs' configurations by label, `size/arm`.
         held: the records.
         counting: the convention.
         granularity: of the sites.
-        min_steps: leave out earlier evaluations, such as those of the warm-up.
     """
     return [
         _point(variants[record.variant], record, one, counting, granularity)
         for record in held
         for one in record.curve
-        if one.step >= min_steps
+        if one.step >= warmup_steps(variants[record.variant], record)
     ]
+
+
+def warmup_steps(config: TrainConfig, record: RunRecord) -> int:
+    """Steps over which the rate of a run rose."""
+    return round(config.optimizer.warmup_fraction * record.num_steps)
 
 
 def _point(

@@ -64,6 +64,12 @@ RULE_STYLES = {
     "16 groups": RuleStyle("#0072b2", "#4db2ee", "^"),
     "64 groups": RuleStyle("#332288", "#9d8df1", "v"),
     "128 groups": RuleStyle("#882255", "#d9679b", "D"),
+    # Where a Transformer's errors arrive, and which error it is that is sent.
+    "macro": RuleStyle("#0072b2", "#4db2ee", "s"),
+    "micro": RuleStyle("#009e73", "#2fd0a3", "v"),
+    "linear": RuleStyle("#cc79a7", "#e79cc5", "P"),
+    "macro, last hidden": RuleStyle("#332288", "#9d8df1", "^"),
+    "frozen blocks": RuleStyle("#e69f00", "#ffbf3f", "X"),
     # Where a gradient guess comes from, as in Fournier et al. (2023).
     "random": RuleStyle("#8a8a8a", "#9a9a9a", "o"),
     "random, weights": RuleStyle("#a6761d", "#d0a04a", "X"),

@@ -162,11 +162,13 @@ def fit_law(law: Law | str, runs: Sequence[Run], *, huber_delta: float = 1e-3) -
     slopes = covariance.slopes_at(theta, design)
     spread = covariance.sandwich(slopes, residuals, points.curve_indices(runs), huber_delta)
     jacobian = laws.jacobian_of_named(law, theta)
+    with np.errstate(over="ignore", invalid="ignore"):  # C_c of a flat curve may be out of range
+        named = jacobian @ spread @ jacobian.T
     return Fit(
         law,
         tuple(runs),
         theta,
-        jacobian @ spread @ jacobian.T,
+        named,
         residuals,
         float(found.objective.min()),
         huber_delta,

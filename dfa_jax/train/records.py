@@ -28,9 +28,9 @@ class Evaluation:
             accuracies and the test loss (cross-entropy) are the online readout's.
         metrics: everything else by name: `gradient_alignment/<site>`,
             `gradient_alignment_spread/<site>`, `weight_alignment/<map>`, `activity_norm/<site>`,
-            `error_norm/<site>`, `weight_norm/<path>`; at the end of a contrastive run
-            `probe_train_accuracy` and `probe_test_accuracy`. A number that could not be measured is
-            absent.
+            `error_norm/<site>`, `gradient_norm/<site>`, `weight_norm/<path>`; at the end of a
+            contrastive run `probe_train_accuracy` and `probe_test_accuracy`. A number that could
+            not be measured is absent.
     """
 
     step: int
