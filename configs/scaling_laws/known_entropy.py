@@ -61,8 +61,9 @@ RUNS = Recipe(
 
 def curves(held: Sequence[RunRecord]) -> list[Run]:
     """The points that are fitted; all of them where the runs are shorter than that."""
-    late = ladder.points(RUNS.variants, held, "6ND", min_steps=FITTED_FROM)
-    return late or ladder.points(RUNS.variants, held, "6ND")
+    every = ladder.points(RUNS.variants, held, "6ND")
+    first = FITTED_FROM * CONFIG.batch_size * SOURCE.context
+    return [run for run in every if run.num_tokens >= first] or every
 
 
 def fitted(held: Sequence[RunRecord]) -> Fit:
