@@ -127,7 +127,7 @@ def draw(held: Sequence[RunRecord], theme: Theme) -> Figure:
         draw_end(ends, name, losses(held, name), theme)
     curves.set(xscale="log", xlabel="passes over the text", ylabel="test loss, nats a token")
     curves.set_title("Along the runs")
-    ends.set(xscale="log", xlabel="FLOPs a token, counted", ylabel="test loss, nats a token")
+    ends.set(xlabel="FLOPs a token, counted", ylabel="test loss, nats a token")
     ends.set_title("At the end, against cost")
     panel.rule_legend(figure, shown, theme)
     return figure
