@@ -148,10 +148,8 @@ def draw_arms(axis: Axes, runs: Sequence[Run], theme: Theme) -> None:
         fit, beyond = fit_law("power_law", envelope), np.geomspace(at[-1], BEYOND * at[-1])
         axis.plot(at, fit.predict(flops=at), "--", color=colour, linewidth=1)
         axis.plot(beyond, fit.predict(flops=beyond), ":", color=colour, linewidth=1)
-    axis.set(xscale="log", yscale="log", xlabel="compute, FLOPs")
-    ticks = (1, 1.5, 2, 2.5, 3, 4, 5)
-    axis.set_yticks(ticks, [f"{tick:g}" for tick in ticks], minor=False)
-    axis.set_yticks([], minor=True)
+    axis.set(xscale="log", xlabel="compute, FLOPs")
+    panel.log_loss_axis(axis)
 
 
 def findings(variants: Mapping[str, TrainConfig], held: Sequence[RunRecord]) -> Sequence[Finding]:

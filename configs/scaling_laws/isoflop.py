@@ -49,9 +49,11 @@ def by_arm(held: Sequence[RunRecord]) -> dict[str, tuple[Run, ...]]:
 
 
 def budgets(runs: Sequence[Run]) -> np.ndarray:
-    """Log-spaced between what the smallest size begins and the largest ends with."""
-    flops = [run.flops for run in runs]
-    return np.geomspace(min(flops) * 1.001, max(flops) / 1.001, NUM_BUDGETS)
+    """Log-spaced where at least three sizes can be compared."""
+    spent = [[run.flops for run in runs if run.size == size] for size in {run.size for run in runs}]
+    third = min(3, len(spent))
+    low, high = sorted(map(min, spent))[third - 1], sorted(map(max, spent))[-third]
+    return np.geomspace(low * 1.001, high / 1.001, NUM_BUDGETS)
 
 
 @functools.cache  # table and figures ask for the same
@@ -95,10 +97,8 @@ def draw_slices(axis: Axes, runs: Sequence[Run], found: Allocation, theme: Theme
         axis.plot(*zip(*line, strict=True), ".-", color=colour, alpha=alpha, linewidth=1)
         if not one.rejected:
             axis.plot(one.num_params, one.loss, "*", color=colour, markersize=10)
-    axis.set(xscale="log", yscale="log", xlabel="size, N")
-    ticks = (1, 1.5, 2, 2.5, 3, 4, 5)
-    axis.set_yticks(ticks, [f"{tick:g}" for tick in ticks], minor=False)
-    axis.set_yticks([], minor=True)
+    axis.set(xscale="log", xlabel="size, N")
+    panel.log_loss_axis(axis)
 
 
 def draw_path(axis: Axes, runs: tuple[Run, ...], found: Allocation, theme: Theme) -> None:
@@ -185,7 +185,7 @@ def parameters(fit: Fit) -> str:
 def shown(found: Interval) -> str:
     """`0.51 [0.45, 0.57]`, or that there is none."""
     if np.isnan(found.estimate):
-        return "too few minima"
+        return "none to be read"
     return f"{found.estimate:.3f} [{found.low:.3f}, {found.high:.3f}]"
 
 

@@ -65,6 +65,14 @@ def log_percent_axis(axes: Iterable[Axes]) -> None:
         panel.yaxis.set_minor_locator(NullLocator())
 
 
+def log_loss_axis(axes: Axes) -> None:
+    """A logarithmic range of losses with plain labels at 1, 1.5, 2, 2.5, 3, 4, ..."""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(FixedLocator([0.5, 0.7, 1, 1.5, 2, 2.5, *range(3, 12)]))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_locator(NullLocator())
+
+
 def count_axis(axes: Axes, name: str, ticks: Sequence[int] | None = None) -> None:
     """Whole numbers along x: these, or round ones."""
     axes.set_xlabel(name)

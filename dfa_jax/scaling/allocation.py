@@ -68,12 +68,18 @@ def from_isoflops(
 def from_fit(fit: Fit) -> Interval:
     """`a = beta / (alpha + beta)` of a `chinchilla` fit with bootstrap samples.
 
+    NaN where a fitted exponent is not positive: then no size is the best. Samples without a best
+    size are in no interval.
+
     Source: Hoffmann et al. (2022), arXiv 2203.15556, equation 4.
     """
     assert fit.samples is not None
-    *_, alpha, beta = fit.theta
-    alphas, betas = fit.samples[:, -2:].T
-    return interval(beta / (alpha + beta), betas / (alphas + betas))
+    alpha, beta = np.concatenate([fit.theta[None], fit.samples])[:, -2:].T
+    known = (alpha > 0) & (beta > 0)
+    if not known[0]:
+        return _NOTHING
+    found = beta[known] / (alpha[known] + beta[known])
+    return interval(found[0], found[1:]) if known[1:].any() else _NOTHING
 
 
 def _slope(minima: Sequence[IsoflopMinimum]) -> float:
