@@ -29,7 +29,7 @@ from dfa_jax.report import plan, tuning
 from dfa_jax.report.recipe import Recipe
 from dfa_jax.report.run import diverged, located
 from dfa_jax.train import records
-from dfa_jax.train.config import TrainConfig, flatten, to_dict
+from dfa_jax.train.config import TrainConfig, changes, to_dict
 from dfa_jax.train.directory import RunDirectory
 from dfa_jax.train.loop import differences, fit_together
 from dfa_jax.train.records import RunRecord
@@ -92,12 +92,10 @@ def open_folder(recipe: Recipe, folder: pathlib.Path) -> None:
             f"sweep folder {folder} cannot be used ({error.strerror}); choose a folder that can be"
             " written to"
         ) from error
-    if held != grid:
-        old, new = flatten(held), flatten(grid)
-        name = next(n for n in sorted(old.keys() | new.keys()) if old.get(n) != new.get(n))
+    if found := _differences(held, recipe):
         raise InputError(
-            f"{folder} holds a sweep of another grid ({name}: {old.get(name, 'absent')} ->"
-            f" {new.get(name, 'absent')}); choose another folder, or go back to its recipe"
+            f"{folder} holds a sweep of another grid ({found[0]}); choose another folder, or go"
+            " back to its recipe"
         )
 
 
@@ -109,6 +107,21 @@ def _grid(recipe: Recipe) -> dict:
         "tuning": to_dict(recipe.tuning),
         "variants": {label: to_dict(config) for label, config in recipe.variants.items()},
     }
+
+
+def _differences(held: dict, recipe: Recipe) -> list[str]:
+    """Where a stored grid differs; a setting that is younger than it had its default then."""
+    old, new = ({**grid, "variants": list(grid["variants"])} for grid in (held, _grid(recipe)))
+    found = [
+        f"{name}: {old.get(name)} -> {new[name]}" for name in new if old.get(name) != new[name]
+    ]
+    if found:
+        return found
+    return [
+        f"{label}.{change}"
+        for label, config in recipe.variants.items()
+        for change in changes(held["variants"][label], config)
+    ]
 
 
 def survey(recipe: Recipe, folder: pathlib.Path) -> Survey:

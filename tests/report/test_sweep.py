@@ -163,6 +163,25 @@ def test_another_grid_is_refused(tmp_path):
         sweep.work(other, tmp_path)
 
 
+def test_a_younger_setting_is_no_other_grid(tmp_path):
+    """Invariant: a field that the library gained since, at its default, keeps the folder usable."""
+    sweep.open_folder(UNTUNED, tmp_path)
+    grid = json.loads((tmp_path / "grid.json").read_text())
+    for config in grid["variants"].values():
+        del config["decay_fraction"]
+    (tmp_path / "grid.json").write_text(json.dumps(grid))
+    sweep.open_folder(UNTUNED, tmp_path)
+    config = UNTUNED.variants["digits/backprop"]
+    config = dataclasses.replace(
+        config,
+        optimizer=dataclasses.replace(config.optimizer, schedule="constant"),
+        decay_fraction=0.1,
+    )
+    other = dataclasses.replace(UNTUNED, variants=UNTUNED.variants | {"digits/backprop": config})
+    with pytest.raises(InputError, match="another grid"):
+        sweep.open_folder(other, tmp_path)
+
+
 def test_damage_is_named(tmp_path):
     """Documented contract: the file, and what to do."""
     sweep.open_folder(UNTUNED, tmp_path)
