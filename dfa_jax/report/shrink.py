@@ -35,7 +35,7 @@ def shrink_config(config: TrainConfig) -> TrainConfig:
     Or on some 2,000 bytes of text.
     """
     if isinstance(config.data, TextData):
-        return _shrink_text(config)
+        return _shrink_text(config, config.data)
     images = isinstance(config.data, ImageData)
     small: dict[str, Any] = {"num_outputs": 10} if images else {}
     rule = config.rule
@@ -64,7 +64,7 @@ def shrink_config(config: TrainConfig) -> TrainConfig:
     )
 
 
-def _shrink_text(config: TrainConfig) -> TrainConfig:
+def _shrink_text(config: TrainConfig, data: TextData) -> TrainConfig:
     """Few blocks of eight units on 32 windows of 16 bytes of the standard library.
 
     Scanned, rematerialised, streamed and in half precision as before; a width that was split over
@@ -76,7 +76,7 @@ def _shrink_text(config: TrainConfig) -> TrainConfig:
         model = model.clone(num_outputs=256, num_layers=depth, width=8, num_heads=2, context=16)
     return dataclasses.replace(
         config,
-        data=TextData(context=16, num_train=512, num_test=256, stream=config.data.stream),
+        data=TextData(context=16, num_train=512, num_test=256, stream=data.stream),
         model=model,
         model_axis=min(config.model_axis, 2),
         batch_size=8,
