@@ -21,6 +21,7 @@ def test_switches_stay():
     )
     data = TextData("c4/en", tokenizer="bpe", vocab_size=32_768, context=1024, stream=True)
     small = shrink_config(TrainConfig(data=data, model=model, sites=("blocks",), model_axis=4))
+    assert isinstance(small.data, TextData)
     kept = [getattr(small.model, name) for name in ("scan", "remat", "dtype", "norm")]
     assert kept == [True, True, "bfloat16", "post"]
     assert (small.data.stream, small.model_axis, small.sites) == (True, 2, ("blocks",))
