@@ -18,11 +18,13 @@ from dfa_jax.train import loop
 from dfa_jax.train import records as files
 from dfa_jax.train.config import rule_name, to_dict
 from dfa_jax.train.program import make_program
+from dfa_jax.types import Batch
 
 NAMES = catalogue.names()
 LOADED = {name: catalogue.load(name) for name in NAMES}
 STUDIES = [name for name, found in LOADED.items() if isinstance(found, Study)]
 RUN_STUDIES = [name for name, found in LOADED.items() if isinstance(found, RunStudy)]
+PODS = [name for name in RUN_STUDIES if "/pod/" in name]
 TRAININGS = [name for name, found in LOADED.items() if isinstance(found, Recipe)]
 
 
@@ -114,7 +116,8 @@ def trace(config):
     """Two steps of the run in the abstract."""
     dataset = config.data.load()
     program = make_program(config, dataset, num_steps=2)
-    data = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), dataset.train)
+    arrays = (dataset.train.inputs, dataset.train.targets)  # of a stream, only shapes already
+    data = Batch(*(jax.ShapeDtypeStruct(a.shape, a.dtype) for a in arrays))
     key = jax.eval_shape(lambda: jax.random.key(0))
     order = jax.ShapeDtypeStruct((2, config.batch_size), jnp.int32)
     state = jax.eval_shape(lambda k, b: loop.draw_state(k, None, b, program=program), key, data)
@@ -150,7 +153,7 @@ def study_results(tmp_path_factory):
 @pytest.mark.recipe
 @pytest.mark.slow
 @pytest.mark.usefixtures("train_alike_once")
-@pytest.mark.parametrize("name", STUDIES + RUN_STUDIES)
+@pytest.mark.parametrize("name", [n for n in STUDIES + RUN_STUDIES if n not in PODS])
 def test_shrunk_study_runs_to_its_page(name, study_results):
     """Oracle: invariant; every case, or run, is on record, every finding in the table and on the
     page."""
@@ -171,3 +174,19 @@ def test_shrunk_study_runs_to_its_page(name, study_results):
     assert (study_results / name / "figure.png").stat().st_size > 5_000
     publish.run(small, study_results)  # nothing is left to do
     assert publish.held_runs(small, study_results) == held
+
+
+@pytest.mark.recipe
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PODS)
+def test_shrunk_pod_recipe_compiles_and_steps(name):
+    """Oracle: invariant; every run is traced, and one with all that a pod needs (scan, remat, half
+    precision, a stream, a split width) is trained. How a ladder's records are drawn and judged is
+    tested with the frontier's, whose functions these are."""
+    loaded = LOADED[name]
+    assert isinstance(loaded, RunStudy)
+    variants = loaded.shrink().runs.variants
+    for config in {repr(to_dict(config)): config for config in variants.values()}.values():
+        trace(config)
+    last = [config for label, config in variants.items() if label.endswith("/DFA")][-1]
+    assert loop.fit(last, progress=False).record.curve
