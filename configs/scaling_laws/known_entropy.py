@@ -28,7 +28,7 @@ from dfa_jax.report.recipe import Recipe
 from dfa_jax.report.run_study import RunStudy
 from dfa_jax.report.style import Theme
 from dfa_jax.rules import Backprop
-from dfa_jax.scaling import Fit, Run, bootstrap
+from dfa_jax.scaling import Interval, Run, bootstrap, fit_law
 from dfa_jax.train.config import TrainConfig
 from dfa_jax.train.records import RunRecord
 
@@ -66,9 +66,12 @@ def curves(held: Sequence[RunRecord]) -> list[Run]:
     return [run for run in every if run.num_tokens >= first] or every
 
 
-def fitted(held: Sequence[RunRecord]) -> Fit:
-    """The law with a floor, with intervals over seeds."""
-    return bootstrap(jax.random.key(0), LAW, curves(held), num_samples=500)
+def floor_of(runs: Sequence[Run]) -> Interval:
+    """The floor of the fitted law with its interval over seeds; of one seed there is none."""
+    if len({run.seed for run in runs}) == 1:
+        alone = fit_law(LAW, runs).parameters["E"]
+        return Interval(alone, alone, alone)
+    return bootstrap(jax.random.key(0), LAW, runs, num_samples=500).intervals["E"]
 
 
 def draw(held: Sequence[RunRecord], theme: Theme) -> Figure:
@@ -94,7 +97,7 @@ def draw(held: Sequence[RunRecord], theme: Theme) -> Figure:
 def findings(held: Sequence[RunRecord]) -> Sequence[Finding]:
     """The floor against the closed form."""
     runs, entropy = curves(held), SOURCE.optimal_loss
-    floor = fitted(held).intervals["E"]
+    floor = floor_of(runs)
     losses = np.array([run.loss for run in runs])
     return [
         Finding(
