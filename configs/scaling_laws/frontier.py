@@ -56,8 +56,8 @@ SIZES = {  # layers, width: steps
     (2, 24): 1800,
     (2, 32): 2200,
     (3, 48): 2600,
-    (3, 64): 3200,
-    (4, 96): 4000,
+    (3, 64): 2800,
+    (4, 96): 3200,
 }
 ARMS: dict[str, LearningRule] = {
     "BP": Backprop(),
