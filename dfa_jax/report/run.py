@@ -6,6 +6,8 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 
+import jax
+
 from dfa_jax.errors import DivergedError
 from dfa_jax.report import plan, tuning
 from dfa_jax.report.recipe import Recipe
@@ -90,6 +92,7 @@ def tuned(
             record = diverged(recipe, label, config, time.perf_counter() - started)
             found = "diverged"
         records.append(path, record)
+        jax.clear_caches()  # see `sweep.work`; no later trial has this program
         say(f"{label}, rate {config.optimizer.learning_rate:g}: {found}")
         return record
 

@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import filelock
+import jax
 
 from dfa_jax.errors import DivergedError, InputError
 from dfa_jax.report import plan, tuning
@@ -202,6 +203,8 @@ def work(
         with _claimed(seen.open, folder, together) as jobs:
             for line in _run(recipe, jobs, folder, data_dir) if jobs else ():
                 say(line)
+        # Kept, compiled programs of some sixty jobs use up the memory maps of a process.
+        jax.clear_caches()
         if not jobs:
             time.sleep(POLL_SECONDS)  # what is open is in other hands
     return seen

@@ -18,7 +18,7 @@ import dfa_jax
 from dfa_jax.data import ImageData
 from dfa_jax.errors import InputError
 from dfa_jax.report import run, sweep, tuning
-from dfa_jax.train import loop
+from dfa_jax.train import compiled, loop
 from dfa_jax.train import records as files
 from tests.report import sweepers
 from tests.train import small
@@ -125,6 +125,16 @@ def test_together_trains_what_is_alike(tmp_path, monkeypatch):
     seen = sweep.work(UNTUNED, tmp_path, together=2, say=str)
     assert sizes == [2, 2]
     assert len(seen.done) == 4
+
+
+def test_programs_of_earlier_jobs_are_forgotten(tmp_path):
+    """Invariant: a worker never holds the steps of more than one job: two programs, by the layout of
+    the state that they start from."""
+    held = []
+    say = lambda _: held.append(compiled.run_steps._cache_size())  # noqa: E731
+    sweep.work(UNTUNED, tmp_path, say=say)
+    assert len(held) == 4
+    assert max(held) <= 2
 
 
 def test_a_diverged_run_is_left_out_and_named(tmp_path):
