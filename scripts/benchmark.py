@@ -3,7 +3,8 @@
 `python scripts/benchmark.py [--widths 512 512 ...] [--rules NAME ...] [--rounds 20]`;
 `python scripts/benchmark.py theory` is about the shallow theory, see `benchmark_theory.py`, and
 `python scripts/benchmark.py forward_gradient` about local losses, `benchmark_forward_gradient.py`;
-`python scripts/benchmark.py fits` about scaling laws, `benchmark_fits.py`.
+`python scripts/benchmark.py fits` about scaling laws, `benchmark_fits.py`, and
+`python scripts/benchmark.py transformer` about decoders, `benchmark_transformer.py`.
 
 In each round every rule takes the same number of steps, in a random order; the ratio to
 backpropagation is taken within the round, so a machine that slows down slows down both.
@@ -17,6 +18,7 @@ import time
 import benchmark_fits  # beside this file
 import benchmark_forward_gradient
 import benchmark_theory
+import benchmark_transformer
 import jax
 import numpy as np
 import side_by_side
@@ -37,6 +39,7 @@ def main(arguments: list[str]) -> None:
         "theory": benchmark_theory,
         "forward_gradient": benchmark_forward_gradient,
         "fits": benchmark_fits,
+        "transformer": benchmark_transformer,
     }
     if arguments and arguments[0] in others:
         others[arguments[0]].main(arguments[1:])
