@@ -26,16 +26,14 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from dfa_jax.models import Transformer
 from dfa_jax.models.transformer import Granularity, credit_sites
-from dfa_jax.report import catalogue, finding, panel, series, style
+from dfa_jax.report import catalogue, finding, ladder, panel, series, style
 from dfa_jax.report.finding import Finding
 from dfa_jax.report.recipe import Recipe, Tuning
 from dfa_jax.report.run_study import RunStudy
 from dfa_jax.report.statistics import summarise
 from dfa_jax.report.style import Theme
 from dfa_jax.rules import Backprop, DirectFeedbackAlignment, LearningRule, Shallow
-from dfa_jax.scaling import flops
 from dfa_jax.train.config import TrainConfig
 from dfa_jax.train.records import RunRecord
 
@@ -96,17 +94,7 @@ RUNS = Recipe(
 
 def flops_a_token(name: str) -> float:
     """Matrix products of a training step."""
-    arm, made = ARMS[name], RUNS.variants[name]
-    assert isinstance(made.model, Transformer)
-    found = flops.count(
-        made.model,
-        arm.rule,
-        batch=1,
-        time=made.model.context,
-        granularity=arm.granularity,
-        frozen_blocks=bool(arm.frozen),
-    )
-    return found.per_token
+    return ladder.flops_a_token(RUNS.variants[name], "counted")
 
 
 def losses(held: Sequence[RunRecord], name: str) -> np.ndarray:

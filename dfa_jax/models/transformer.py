@@ -1,8 +1,10 @@
 """Causal decoder-only Transformer, and where its credit sites are."""
 
 import dataclasses
+import itertools
 import math
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any, Literal, get_args
 
 import flax.linen as nn
 import jax
@@ -395,6 +397,22 @@ def credit_sites(
     # Written out, the last block's output is the last site already.
     above = ("last_hidden",) if last_hidden and model.scan else ()
     return (*below, *sites, *above)
+
+
+def granularity_of(
+    model: Transformer, sites: Sequence[str]
+) -> tuple[Granularity, EmbeddingCredit] | None:
+    """The options that give these sites, the other way round; None if none do.
+
+    >>> granularity_of(Transformer(), ("embed", "block_*"))
+    ('macro', 'own')
+    """
+    options = itertools.product(get_args(Granularity), get_args(EmbeddingCredit), (False, True))
+    for granularity, embedding, last_hidden in options:
+        made = credit_sites(model, granularity, embedding=embedding, last_hidden=last_hidden)
+        if made == tuple(sites):
+            return granularity, embedding
+    return None
 
 
 def _behind_maps(norm: Norm) -> tuple[str, ...]:

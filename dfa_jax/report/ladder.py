@@ -11,12 +11,14 @@ N are the weights of the matrices in blocks and unembedding, D the tokens, those
 branch included where its loss is taken.
 """
 
+import fnmatch
 from collections.abc import Mapping, Sequence
 from typing import Literal, get_args
 
 from dfa_jax.data import MarkovData, TextData
+from dfa_jax.errors import InputError
 from dfa_jax.models import Transformer
-from dfa_jax.models.transformer import Granularity
+from dfa_jax.models.transformer import granularity_of
 from dfa_jax.report.recipe import group_of, label_of
 from dfa_jax.rules import DirectFeedbackAlignment, Shallow
 from dfa_jax.scaling import Run, flops
@@ -33,8 +35,6 @@ def points(
     variants: Mapping[str, TrainConfig],
     held: Sequence[RunRecord],
     counting: Counting,
-    *,
-    granularity: Granularity = "macro",
 ) -> list[Run]:
     """Every evaluation behind a run's warm-up as a point, with its branch's loss if it has one.
 
@@ -42,10 +42,9 @@ def points(
         variants: the runs' configurations by label, `size/arm`.
         held: the records.
         counting: the convention.
-        granularity: of the sites.
     """
     return [
-        _point(variants[record.variant], record, one, counting, granularity)
+        _point(variants[record.variant], record, one, counting)
         for record in held
         for one in record.curve
         if one.step >= warmup_steps(variants[record.variant], record)
@@ -62,7 +61,6 @@ def _point(
     record: RunRecord,
     one: Evaluation,
     counting: Counting,
-    granularity: Granularity,
 ) -> Run:
     model, data = config.model, config.data
     assert isinstance(model, Transformer)
@@ -76,24 +74,46 @@ def _point(
         size=group_of(record.variant),
         num_params=num_params,
         num_tokens=num_tokens,
-        flops=num_tokens * flops_a_token(config, counting, granularity),
+        flops=num_tokens * flops_a_token(config, counting),
         loss=one.metrics["decayed_test_loss"] if decays else one.test_loss,
         seed=record.seed,
     )
 
 
-def flops_a_token(
-    config: TrainConfig, counting: Counting, granularity: Granularity = "macro"
-) -> float:
-    """FLOPs of a training step over its tokens, by a convention."""
-    model, data = config.model, config.data
+def flops_a_token(config: TrainConfig, counting: Counting) -> float:
+    """FLOPs of a training step over its tokens, by a convention.
+
+    Raises:
+        InputError: to be counted, and its sites are none that `credit_sites` gives.
+    """
+    model = config.model
     assert isinstance(model, Transformer)
-    assert isinstance(data, TextData | MarkovData)
     if counting == "counted":
-        found = flops.count(model, config.rule, batch=1, time=data.context, granularity=granularity)
-        return found.per_token
+        return _counted(config, model)
     has_discount = isinstance(config.rule, _DIRECT)
     return flops.conventional(counting if has_discount else "6ND", weights(model), 1)
+
+
+def _counted(config: TrainConfig, model: Transformer) -> float:
+    """Matrix products, a token."""
+    data = config.data
+    assert isinstance(data, TextData | MarkovData)
+    options = granularity_of(model, config.sites)
+    if options is None:
+        raise InputError(
+            f"sites are {config.sites}; FLOPs are counted for those of `credit_sites` alone"
+        )
+    granularity, embedding = options
+    found = flops.count(
+        model,
+        config.rule,
+        batch=1,
+        time=data.context,
+        granularity=granularity,
+        embedding=embedding,
+        frozen_blocks=any(fnmatch.fnmatch("block_0", p) for p in config.optimizer.frozen),
+    )
+    return found.per_token
 
 
 def weights(model: Transformer) -> int:

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Sequence
 import filelock
 
 from dfa_jax.data import TextData
+from dfa_jax.errors import InputError
 from dfa_jax.models import Transformer
-from dfa_jax.report import plan, sweep, text, tuning
+from dfa_jax.report import ladder, plan, sweep, text, tuning
 from dfa_jax.report.recipe import Recipe
-from dfa_jax.scaling import flops
 from dfa_jax.train.config import TrainConfig
 
 TRIALS_A_VARIANT = 5  # about as many as the search for a rate needs
@@ -61,8 +61,11 @@ def run_flops(config: TrainConfig) -> float:
     """Matrix-product FLOPs of a run, its decaying branches included; 0 where none are known."""
     if not (isinstance(config.model, Transformer) and isinstance(config.data, TextData)):
         return 0
-    tokens = config.num_tokens * (1 + branches(config))
-    return tokens * flops_a_token(config)
+    try:
+        per_token = ladder.flops_a_token(config, "counted")
+    except InputError:  # sites or a rule of one's own
+        return 0
+    return config.num_tokens * (1 + branches(config)) * per_token
 
 
 def branches(config: TrainConfig) -> float:
@@ -70,15 +73,6 @@ def branches(config: TrainConfig) -> float:
     steps = config.num_steps(1)
     ends = config.evaluation_steps(steps, max(1, steps))
     return config.decay_fraction * sum(ends) / steps
-
-
-def flops_a_token(config: TrainConfig) -> float:
-    """As `scaling.flops` counts them; sites behind other places than blocks cost other projections,
-    which are left out."""
-    assert isinstance(config.model, Transformer)
-    assert isinstance(config.data, TextData)
-    counted = flops.count(config.model, config.rule, batch=1, time=config.data.context)
-    return counted.per_token
 
 
 def status(recipe: Recipe, folder: pathlib.Path) -> str:

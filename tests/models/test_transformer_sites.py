@@ -9,6 +9,7 @@ from dfa_jax import check_isolation
 from dfa_jax.autodiff.objective import chain_errors, deliver
 from dfa_jax.errors import SiteError
 from dfa_jax.models import Transformer, credit_sites, from_linen
+from dfa_jax.models.transformer import granularity_of
 from dfa_jax.rules import DirectFeedbackAlignment, Shallow
 from tests import helpers
 from tests.helpers import LOSS, tokens
@@ -53,6 +54,21 @@ def test_names_of_sites():
                 above = ["last_hidden"] if scan else []
                 assert list(from_linen(module, sites, x).sites) == ["embed", *names, *above]
                 assert {place.stack for place in plain.places} == {(2,) if scan else ()}
+
+
+@every_form
+@pytest.mark.parametrize("scan", [False, True], ids=["unrolled", "scanned"])
+def test_options_are_read_off_the_sites(form, scan):
+    """Exact equivalence: the options that made the sites, and None for sites of one's own."""
+    module = SMALL.clone(norm=form, scan=scan)
+    for granularity in ("macro", "micro", "linear"):
+        for embedding in ("block_1", "own"):
+            for last_hidden in (False, True):
+                sites = credit_sites(
+                    module, granularity, embedding=embedding, last_hidden=last_hidden
+                )
+                assert granularity_of(module, sites) == (granularity, embedding)
+    assert granularity_of(module, ("block_*/attention",)) is None
 
 
 @every_form

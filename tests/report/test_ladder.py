@@ -5,10 +5,12 @@ import dataclasses
 import pytest
 
 from dfa_jax.data import TextData
-from dfa_jax.models import Transformer
+from dfa_jax.errors import InputError
+from dfa_jax.models import Transformer, credit_sites
 from dfa_jax.optim import Optimizer
 from dfa_jax.report import ladder
 from dfa_jax.rules import Backprop, DirectFeedbackAlignment
+from dfa_jax.scaling import flops
 from dfa_jax.train.config import TrainConfig, rule_name, to_dict
 from dfa_jax.train.records import Evaluation, RunRecord
 
@@ -61,3 +63,24 @@ def test_who_has_a_discount(counting, factor):
     """Closed form: DFA pays what the convention says, backpropagation always 6 N D."""
     dfa = ladder.flops_a_token(VARIANTS["2x4/DFA"], counting)
     assert (dfa, ladder.flops_a_token(BP, counting)) == (factor * N, 6 * N)
+
+
+def test_counted_follows_sites_and_what_is_frozen():
+    """Exact equivalence with `scaling.flops.count`, which is told what a run's configuration says."""
+    own = credit_sites(MODEL, "linear", embedding="own")
+    linear = dataclasses.replace(VARIANTS["2x4/DFA"], sites=own)
+    frozen = dataclasses.replace(BP, optimizer=Optimizer(frozen=("block_*",)))
+
+    def count(rule, **options):
+        return flops.count(MODEL, rule, batch=1, time=8, **options).per_token
+
+    found = [ladder.flops_a_token(config, "counted") for config in (BP, linear, frozen)]
+    assert found == [
+        count(BP.rule),
+        count(linear.rule, granularity="linear", embedding="own"),
+        count(BP.rule, frozen_blocks=True),
+    ]
+    assert len(set(found)) == 3
+    other = dataclasses.replace(BP, sites=("block_*/attention",))
+    with pytest.raises(InputError, match=r"sites are \('block_\*/attention',\)"):
+        ladder.flops_a_token(other, "counted")
