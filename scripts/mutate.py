@@ -58,11 +58,11 @@ SABOTAGES = {
         "tests/conformance",
     ),
     "redraw B on resume": Sabotage(
-        "train/loop.py",
-        "state = checkpoints.restore(like)",
-        "state = checkpoints.restore(like)\n"
-        "            redrawn = init(jax.random.key(1), example).rule_state\n"
-        "            state = state._replace(rule_state=redrawn)",
+        "train/run.py",
+        "self.state = self.files.checkpoints.restore(like, step)",
+        "self.state = self.files.checkpoints.restore(like, step)\n"
+        "        redrawn = init(jax.random.key(1), None, example).rule_state\n"
+        "        self.state = self.state._replace(rule_state=redrawn)",
         "tests/train",
     ),
     "sum the loss": Sabotage(
@@ -123,9 +123,9 @@ SABOTAGES = {
         "tests/data",
     ),
     "one step too few a dispatch": Sabotage(
-        "train/loop.py",
-        "jax.lax.fori_loop(0, num_steps, one, (state, totals))",
-        "jax.lax.fori_loop(1, num_steps, one, (state, totals))",
+        "train/compiled.py",
+        "jax.lax.fori_loop(0, num_steps, one, (state, _no_totals()))",
+        "jax.lax.fori_loop(1, num_steps, one, (state, _no_totals()))",
         "tests/train",
     ),
     "decay the biases": Sabotage(
@@ -206,12 +206,6 @@ SABOTAGES = {
         "config.data, num_test=None",
         "tests/report",
     ),
-    "stop the search at the first improvement": Sabotage(
-        "report/tuning.py",
-        "around = [best + 1, best - 1]",
-        "around = [best + 1]",
-        "tests/report",
-    ),
     "slow every layer like the readout": Sabotage(
         "optim.py",
         "tuple(part.key for part in path[:-1]) in modules",
@@ -289,6 +283,99 @@ SABOTAGES = {
         "number, p=self.stationary)",
         "number)",
         "tests/data/test_markov.py",
+    ),
+    "minimise the mean": Sabotage(
+        "scaling/huber.py",
+        "done = (solved & (damping <= 1) & (predicted <= TOLERANCE * value))",
+        "done = (solved & (damping <= 1) & (predicted <= 1e-7))",
+        "tests/scaling/test_fit.py tests/scaling/test_huber.py",
+    ),
+    "forget the floor": Sabotage(
+        "scaling/laws.py",
+        "terms=lambda logs: [[1, 0, 0], [0, 1, -logs[0]]],",
+        "terms=lambda logs: [[0, 0, 0], [0, 1, -logs[0]]],",
+        "tests/scaling/test_laws.py tests/scaling/test_fit.py",
+    ),
+    "resample points": Sabotage(
+        "scaling/fit.py",
+        "weights = jax.random.exponential(key, (num_samples, int(curves.max()) + 1))\n"
+        "    samples = refit(fit, np.asarray(weights)[:, curves])",
+        "weights = jax.random.exponential(key, (num_samples, len(curves)))\n"
+        "    samples = refit(fit, np.asarray(weights))",
+        "tests/scaling/test_fit.py",
+    ),
+    "swap the exponents of the best size": Sabotage(
+        "scaling/fit.py",
+        "num_params = np.exp(log_G + beta / (alpha + beta) * log_product)",
+        "num_params = np.exp(log_G + alpha / (alpha + beta) * log_product)",
+        "tests/scaling/test_fit.py",
+    ),
+    "scores point by point": Sabotage(
+        "scaling/covariance.py",
+        "np.add.at(scores, curves, ",
+        "np.add.at(scores, curves * 0, ",
+        "tests/scaling/test_fit.py",
+    ),
+    "read minima off the ladder's edge": Sabotage(
+        "scaling/frontier.py",
+        "if best == len(here) - 1:",
+        "if best == len(here):",
+        "tests/scaling/test_frontier.py tests/scaling/test_allocation.py",
+    ),
+    "extrapolate curves": Sabotage(
+        "scaling/frontier.py",
+        "np.where((budgets >= flops[0]) & (budgets <= flops[-1]), np.log(budgets), np.nan)",
+        "np.log(np.clip(budgets, flops[0], flops[-1]))",
+        "tests/scaling/test_frontier.py",
+    ),
+    "the luckiest seed wins": Sabotage(
+        "scaling/frontier.py",
+        "means = np.stack([curve.log_losses.mean(0) for curve in curves])",
+        "means = np.stack([curve.log_losses.min(0) for curve in curves])",
+        "tests/scaling/test_frontier.py",
+    ),
+    "a discount the wrong way round": Sabotage(
+        "scaling/verdict.py",
+        "found = {num_params[size]: theirs[size] / ours[size]",
+        "found = {num_params[size]: ours[size] / theirs[size]",
+        "tests/scaling/test_verdict.py",
+    ),
+    "extrapolate without saying so": Sabotage(
+        "scaling/verdict.py",
+        "float(pays[i]), not measured)",
+        "float(pays[i]), False)",
+        "tests/scaling/test_verdict.py",
+    ),
+    "settle for the likeliest outcome": Sabotage(
+        "scaling/verdict.py",
+        "settled = fractions[likeliest] >= CONFIDENCE",
+        "settled = fractions[likeliest] > 0",
+        "tests/scaling/test_verdict.py",
+    ),
+    "charge attention half": Sabotage(
+        "scaling/flops.py",
+        "return Flops(parts, batch * time)",
+        "return Flops({at: n // (1 + (at[0].endswith('scores'))) for at, n in parts.items()},"
+        " batch * time)",
+        "tests/scaling/test_flops.py",
+    ),
+    "take a job without its lock": Sabotage(
+        "report/sweep.py",
+        "own.acquire(blocking=False)\n                stack.callback(own.release)",
+        "pass",
+        "tests/report/test_sweep.py",
+    ),
+    "a killed job starts again": Sabotage(
+        "report/sweep.py",
+        "            resume=True,\n",
+        "            overwrite=True,\n",
+        "tests/report/test_sweep.py",
+    ),
+    "stop at the first rate": Sabotage(
+        "report/tuning.py",
+        "around = [1, -1, best + 1, best - 1]",
+        "around = [1, -1]",
+        "tests/report/test_tuning.py",
     ),
     "count examples without an error": Sabotage(
         "metrics.py", "& (jnp.abs(delta).max(-1) > 0)", "", "tests/test_metrics.py"
