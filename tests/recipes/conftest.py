@@ -1,4 +1,4 @@
-"""What every recipe's test leaves behind is thrown away."""
+"""What a recipe's test leaves behind: its programs are thrown away, its runs kept."""
 
 import jax
 import pytest
@@ -9,3 +9,9 @@ def forget_programs():
     """Compiled programs of dozens of recipes in one process would exhaust its memory maps."""
     yield
     jax.clear_caches()
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """Runs by kind: shrunk recipes have many in common, and one of each kind is trained."""
+    return {}
