@@ -2,26 +2,26 @@
 
 import base64
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 
-from dfa_jax.report import figure, provenance, style, table, text, verdict
+from dfa_jax.report import provenance, style, table, text, verdict
 from dfa_jax.report.recipe import Recipe
 from dfa_jax.report.table import OrderRow, Row
 from dfa_jax.report.template import PAGE
 from dfa_jax.train.records import RunRecord
 
 
-def html(recipe: Recipe, records: Sequence[RunRecord]) -> str:
-    """The page; `records` are those that `plan.matching` gives, at least one."""
+def html(recipe: Recipe, records: Sequence[RunRecord], images: Mapping[str, bytes]) -> str:
+    """The page; `records` are those that `plan.matching` gives, at least one; `images` by theme."""
     rows = table.rows(recipe, records)
     return PAGE.substitute(
         title=escape(recipe.title),
         paper=escape(recipe.paper),
         badges="".join(f"<span>{escape(badge)}</span>" for badge in badges(recipe, records)),
         verdicts=verdicts(rows, table.orders(recipe, records)),
-        light=png(recipe, records, "light"),
-        dark=png(recipe, records, "dark"),
+        light=png(images["light"]),
+        dark=png(images["dark"]),
         alt=escape(f"Figure: {recipe.title}"),
         table=html_table(rows),
         caption=emphasise(table.caption(recipe)),
@@ -36,10 +36,9 @@ def html(recipe: Recipe, records: Sequence[RunRecord]) -> str:
     )
 
 
-def png(recipe: Recipe, records: Sequence[RunRecord], theme: style.Theme) -> str:
-    """The figure as a data address."""
-    image = base64.b64encode(figure.draw(recipe.figure, records, theme)).decode()
-    return f"data:image/png;base64,{image}"
+def png(image: bytes) -> str:
+    """A figure as a data address."""
+    return f"data:image/png;base64,{base64.b64encode(image).decode()}"
 
 
 def badges(recipe: Recipe, records: Sequence[RunRecord]) -> list[str]:

@@ -5,7 +5,7 @@ import pathlib
 from typing import Any
 
 from dfa_jax.errors import InputError
-from dfa_jax.report import catalogue, figure, page, plan, study, study_page, table, tuning
+from dfa_jax.report import catalogue, figure, page, plan, study, study_page, style, table, tuning
 from dfa_jax.report import run as training
 from dfa_jax.report.recipe import Recipe
 from dfa_jax.report.run_study import RunStudy
@@ -49,14 +49,16 @@ def publish(chosen: Published, results_dir: pathlib.Path) -> str:
             f"no runs of '{chosen.name}' in {folder}; leave out --report-only to make them"
         )
     if isinstance(chosen, Study | RunStudy):
-        shown = study_page.markdown(chosen, held)
-        image, content = study_page.figure(chosen, held), study_page.html(chosen, held)
+        found = study_page.findings(chosen, held)
+        images = {theme: study_page.figure(chosen, held, theme) for theme in style.THEMES}
+        shown = study_page.markdown(chosen, found)
+        content = study_page.html(chosen, held, found, images)
     else:
-        shown = table.markdown(chosen, held)
-        image, content = figure.draw(chosen.figure, held), page.html(chosen, held)
+        images = {theme: figure.draw(chosen.figure, held, theme) for theme in style.THEMES}
+        shown, content = table.markdown(chosen, held), page.html(chosen, held, images)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "table.md").write_text(shown)
-    (folder / "figure.png").write_bytes(image)
+    (folder / "figure.png").write_bytes(images["light"])
     (folder / "index.html").write_text(content)
     return f"{shown}\nPage: {folder / 'index.html'}"
 

@@ -1,8 +1,7 @@
 """Table, figure and page of a study, be it of cases or of training runs."""
 
-import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 
 import matplotlib
@@ -33,9 +32,9 @@ def findings(chosen: Studies, held: Held) -> list[Finding]:
     return list(chosen.findings(chosen.results(held)))  # pyright: ignore[reportArgumentType]
 
 
-def markdown(chosen: Studies, held: Held) -> str:
+def markdown(chosen: Studies, found: Sequence[Finding]) -> str:
     """Title, verdict and table as Markdown."""
-    return f"# {chosen.title}\n\n{table(findings(chosen, held))}\n\n{CAPTION}\n"
+    return f"# {chosen.title}\n\n{table(found)}\n\n{CAPTION}\n"
 
 
 def table(found: Sequence[Finding]) -> str:
@@ -66,12 +65,8 @@ def figure(chosen: Studies, held: Held, theme: Theme = "light") -> bytes:
     return buffer.getvalue()
 
 
-def html(chosen: Studies, held: Held) -> str:
-    """The page; `held` has at least one case or run."""
-    found = findings(chosen, held)
-    images = {
-        theme: base64.b64encode(figure(chosen, held, theme)).decode() for theme in ("light", "dark")
-    }
+def html(chosen: Studies, held: Held, found: Sequence[Finding], images: Mapping[str, bytes]) -> str:
+    """The page; `held` has at least one case or run; `images` are the figure by theme."""
     seconds = sum(record.wall_seconds for record in held)
     badges = [
         f"{len(held)} of {len(chosen.needed)} {unit(chosen)}",
@@ -83,8 +78,8 @@ def html(chosen: Studies, held: Held) -> str:
         paper=escape(chosen.paper),
         badges="".join(f"<span>{escape(badge)}</span>" for badge in badges),
         verdicts="".join(map(_verdict_line, found)) or "<li>Not all of it is in yet.</li>",
-        light=f"data:image/png;base64,{images['light']}",
-        dark=f"data:image/png;base64,{images['dark']}",
+        light=page.png(images["light"]),
+        dark=page.png(images["dark"]),
         alt=escape(f"Figure: {chosen.title}"),
         figure_note="",
         table=_html_table(found),

@@ -1,9 +1,10 @@
 """How figures look: one colour and marker per learning rule, two themes."""
 
 import zlib
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 Theme = Literal["light", "dark"]
+THEMES: tuple[Theme, ...] = get_args(Theme)
 
 
 class RuleStyle(NamedTuple):

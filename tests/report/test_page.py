@@ -1,5 +1,6 @@
 """The page stands alone, escapes what it shows, and says what was run."""
 
+import base64
 import re
 from html.parser import HTMLParser
 
@@ -8,6 +9,7 @@ import pytest
 from dfa_jax.report import page
 
 VOID = {"meta", "img", "source", "br"}
+IMAGES = {"light": b"by day", "dark": b"by night"}
 
 
 class Reader(HTMLParser):
@@ -30,7 +32,7 @@ class Reader(HTMLParser):
 
 @pytest.fixture
 def html(recipe, records):
-    return page.html(recipe, records)
+    return page.html(recipe, records, IMAGES)
 
 
 def test_nothing_is_loaded_from_elsewhere(html):
@@ -39,7 +41,9 @@ def test_nothing_is_loaded_from_elsewhere(html):
     reader.feed(html)
     assert reader.open == []
     assert len(reader.addresses) == 2
-    assert all(address.startswith("data:image/png;base64,") for address in reader.addresses)
+    kinds, held = zip(*(address.split(",") for address in reader.addresses), strict=True)
+    assert set(kinds) == {"data:image/png;base64"}
+    assert {base64.b64decode(image) for image in held} == set(IMAGES.values())
     assert not reader.tags & {"script", "link", "iframe", "object", "embed"}
     assert not re.search(r"https?://|@import|url\(", html)
 
@@ -78,4 +82,4 @@ def test_verdicts(html):
 
 def test_partial_results_say_so(recipe, records):
     """Oracle: definition."""
-    assert "7 of 18 runs" in page.html(recipe, records[:7])
+    assert "7 of 18 runs" in page.html(recipe, records[:7], IMAGES)
