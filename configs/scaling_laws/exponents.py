@@ -66,20 +66,22 @@ KINDS = {  # law, and whether sizes at the ladder's ends are left out
 }
 
 
-def slopes(held: Sequence[RunRecord], counting: Counting, kind: str) -> dict[str, Slope]:
+def slopes(
+    held: Sequence[RunRecord], counting: Counting, kind: str, num_samples: int
+) -> dict[str, Slope]:
     """By arm; without the arms whose envelope has too few points for the law."""
     points = ladder.points(RUNS.variants, held, counting)
     grouped = {arm: tuple(run for run in points if run.arm == arm) for arm in ARMS}
-    found = {arm: fitted(runs, kind) for arm, runs in grouped.items() if runs}
+    found = {arm: fitted(runs, kind, num_samples) for arm, runs in grouped.items() if runs}
     return {arm: slope for arm, slope in found.items() if slope}
 
 
 @functools.cache  # table and figures ask for the same
-def fitted(runs: tuple[Run, ...], kind: str) -> Slope | None:
+def fitted(runs: tuple[Run, ...], kind: str, num_samples: int) -> Slope | None:
     """Of one arm; None while runs are missing, or where no inner size ever wins."""
     law, interior = KINDS[kind]
     key = jax.random.key(ARMS.index(runs[0].arm))  # arms vary independently
-    options = {"interior": interior, "num_samples": SAMPLES}
+    options = {"interior": interior, "num_samples": num_samples}
     try:
         fit = fit_frontier(key, laws.get(law), runs, **options).fit
     except InputError:
@@ -88,12 +90,12 @@ def fitted(runs: tuple[Run, ...], kind: str) -> Slope | None:
     return Slope(float(fit.theta[-1]), fit.samples[:, -1])
 
 
-def draw(held: Sequence[RunRecord], theme: Theme) -> Figure:
+def draw(held: Sequence[RunRecord], theme: Theme, *, num_samples: int) -> Figure:
     """Exponents with their intervals, a panel a way of counting; the paper's as open rings."""
     figure, axes = panel.panels(1, len(COUNTINGS))
     for axis, counting in zip(axes[0], COUNTINGS, strict=True):
         for place, kind in enumerate(KINDS):
-            draw_slopes(axis, slopes(held, counting, kind), place, theme)
+            draw_slopes(axis, slopes(held, counting, kind, num_samples), place, theme)
         for arm, value in PAPER.items():
             colour = style.colour(arm, theme)
             axis.plot(value, -1, "o", markerfacecolor="none", color=colour, markersize=8)
@@ -115,12 +117,12 @@ def draw_slopes(axis: Axes, found: Mapping[str, Slope], place: int, theme: Theme
         axis.plot(slope.alpha, y, style.rule_style(arm).marker, color=colour)
 
 
-def findings(held: Sequence[RunRecord]) -> Sequence[Finding]:
+def findings(held: Sequence[RunRecord], *, num_samples: int) -> Sequence[Finding]:
     """Order of the exponents, the paper's numbers, and what a floor changes."""
     found = []
     for counting in COUNTINGS:
         for kind in KINDS:
-            known = slopes(held, counting, kind)
+            known = slopes(held, counting, kind, num_samples)
             if len(known) == len(ARMS):
                 found += compared(f"{counting}, {kind}", known, with_paper=kind == "power law")
     return found
@@ -170,7 +172,7 @@ RECIPE = RunStudy(
     " arXiv 2210.14593, the fitted exponents",
     minutes=RUNS.minutes,
     runs=RUNS,
-    draw=draw,
-    findings=findings,
+    draw=functools.partial(draw, num_samples=SAMPLES),
+    findings=functools.partial(findings, num_samples=SAMPLES),
     shares="scaling_laws/frontier",
 )

@@ -64,13 +64,13 @@ def read(runs: tuple[Run, ...]) -> Allocation:
 
 
 @functools.cache
-def fitted(runs: tuple[Run, ...]) -> Fit:
+def fitted(runs: tuple[Run, ...], num_samples: int) -> Fit:
     """The parametric law of one arm."""
     key = jax.random.key(ARMS.index(runs[0].arm))
-    return bootstrap(key, "chinchilla", runs, num_samples=FIT_SAMPLES)
+    return bootstrap(key, "chinchilla", runs, num_samples=num_samples)
 
 
-def draw(held: Sequence[RunRecord], theme: Theme) -> Figure:
+def draw(held: Sequence[RunRecord], theme: Theme, *, num_samples: int) -> Figure:
     """Loss against size at equal compute, a panel an arm; below, the best size against compute."""
     grouped = by_arm(held)
     figure, axes = panel.panels(2, len(ARMS))
@@ -79,7 +79,7 @@ def draw(held: Sequence[RunRecord], theme: Theme) -> Figure:
             continue
         runs = grouped[arm]
         draw_slices(axes[0, column], runs, read(runs), theme)
-        draw_path(axes[1, column], runs, read(runs), theme)
+        draw_path(axes[1, column], fitted(runs, num_samples), read(runs), theme)
         axes[0, column].set_title(arm)
     axes[0, 0].set_ylabel("test loss, nats a token")
     axes[1, 0].set_ylabel("best size, N")
@@ -101,9 +101,9 @@ def draw_slices(axis: Axes, runs: Sequence[Run], found: Allocation, theme: Theme
     panel.log_loss_axis(axis)
 
 
-def draw_path(axis: Axes, runs: tuple[Run, ...], found: Allocation, theme: Theme) -> None:
+def draw_path(axis: Axes, fit: Fit, found: Allocation, theme: Theme) -> None:
     """Minima as marks, the parametric law's optimum as a line."""
-    colour = style.colour(runs[0].arm, theme)
+    colour = style.colour(fit.runs[0].arm, theme)
     inside = [one for one in found.minima if not one.rejected]
     axis.plot(
         [one.flops for one in inside], [one.num_params for one in inside], "*", color=colour,
@@ -112,12 +112,11 @@ def draw_path(axis: Axes, runs: tuple[Run, ...], found: Allocation, theme: Theme
     for one in found.minima:
         if one.rejected:
             axis.axvline(one.flops, color=colour, linewidth=0.6, linestyle=":")
-    fit = fitted(runs)
     if has_optimum(fit):
-        at = budgets(runs)
+        at = budgets(fit.runs)
         axis.plot(at, compute_optimal(fit, at).num_params, color=colour, label="parametric law")
     axis.set(xscale="log", yscale="log", xlabel="compute, 6 N D; dotted: no minimum inside")
-    sizes = [run.num_params for run in runs]
+    sizes = [run.num_params for run in fit.runs]
     axis.set_ylim(min(sizes) / 3, max(sizes) * 3)
     axis.legend()
 
@@ -127,13 +126,14 @@ def has_optimum(fit: Fit) -> bool:
     return bool((fit.theta[-2:] > 0).all())
 
 
-def findings(held: Sequence[RunRecord]) -> Sequence[Finding]:
+def findings(held: Sequence[RunRecord], *, num_samples: int) -> Sequence[Finding]:
     """How many budgets have a minimum, and how the best size grows, by two methods."""
     found = []
     exponents: dict[str, Interval] = {}
     for arm, runs in by_arm(held).items():
-        exponents[arm] = allocation.from_fit(fitted(runs))
-        how = f"parametric law ({parameters(fitted(runs))})"
+        fit = fitted(runs, num_samples)
+        exponents[arm] = allocation.from_fit(fit)
+        how = f"parametric law ({parameters(fit)})"
         found += [
             of_minima(arm, read(runs)),
             of_exponent(arm, "IsoFLOP minima", read(runs).exponent),
@@ -195,7 +195,7 @@ RECIPE = RunStudy(
     " 2203.15556, approaches 2 and 3",
     minutes=RUNS.minutes,
     runs=RUNS,
-    draw=draw,
-    findings=findings,
+    draw=functools.partial(draw, num_samples=FIT_SAMPLES),
+    findings=functools.partial(findings, num_samples=FIT_SAMPLES),
     shares="scaling_laws/frontier",
 )

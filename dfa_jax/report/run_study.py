@@ -5,7 +5,9 @@ more of them: a law fitted through many runs, norms along a run.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from matplotlib.figure import Figure
 
@@ -26,7 +28,8 @@ class RunStudy:
         minutes: duration of all runs, measured on two cores.
         runs: what is trained.
         draw: makes the figure from the runs that are in.
-        findings: compares what came with what was expected; needs all runs.
+        findings: compares what came with what was expected; needs all runs. Either may be a
+            `functools.partial` that says how many bootstrap samples it draws, as `num_samples`.
         shares: another study whose runs and records these are; "" for its own.
         name: path under `configs/` without the suffix; `catalogue.load` sets it.
         header: the file's docstring; `catalogue.load` sets it.
@@ -72,8 +75,9 @@ class RunStudy:
         return dataclasses.replace(self, runs=self.runs.with_seeds(count))
 
     def shrink(self) -> "RunStudy":
-        """The study with small runs."""
-        return dataclasses.replace(self, runs=shrink(self.runs))
+        """The study with small runs, and two bootstrap samples in place of many."""
+        draw, findings = _shrunk(self.draw), _shrunk(self.findings)
+        return dataclasses.replace(self, runs=shrink(self.runs), draw=draw, findings=findings)
 
     def results(self, held: Sequence[RunRecord]) -> Sequence[RunRecord]:
         """What `draw` and `findings` get: the records themselves."""
@@ -83,3 +87,10 @@ class RunStudy:
     def label(record: RunRecord) -> str:
         """Which run it is."""
         return f"{record.variant}, seed {record.seed}"
+
+
+def _shrunk(function: Callable[..., Any]) -> Callable[..., Any]:
+    """With two bootstrap samples, if it is bound to a number of them."""
+    if isinstance(function, functools.partial) and "num_samples" in function.keywords:
+        return functools.partial(function, num_samples=2)
+    return function
