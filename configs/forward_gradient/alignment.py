@@ -100,7 +100,7 @@ class Perceptron:
         return found
 
     def shrunk(self) -> "Perceptron":
-        points = ((4, 1), (4, 2))
+        points = ((4, 2),)
         return dataclasses.replace(self, points=points, num_seeds=2, num_draws=8, num_examples=4)
 
 

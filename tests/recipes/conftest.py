@@ -15,3 +15,9 @@ def forget_programs():
 def trained():
     """Runs by kind: shrunk recipes have many in common, and one of each kind is trained."""
     return {}
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """One folder for all: studies that share cases, or runs, make them once."""
+    return tmp_path_factory.mktemp("results")
