@@ -11,10 +11,9 @@ scales them back: `h` is Silverman's bandwidth of a box kernel, and at least del
 over each training curve before it squares them, since points of one curve err together.
 """
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
+from scipy.special import softmax
 
 BOX_BANDWIDTH = 1.06 * 1.74  # Silverman's rule, and a box's canonical width against a Gaussian's
 
@@ -57,6 +56,4 @@ def slopes_at(
     theta: Float[np.ndarray, " params"], design: Float[np.ndarray, "points terms params"]
 ) -> Float[np.ndarray, "points params"]:
     """`g_i`: the terms' rows, each by its share of the loss."""
-    with jax.enable_x64(True):
-        shares = jax.nn.softmax(jnp.asarray(design) @ jnp.asarray(theta), axis=-1)
-        return np.asarray(jnp.einsum("nk,nkp->np", shares, jnp.asarray(design)))
+    return np.einsum("nk,nkp->np", softmax(design @ theta, axis=-1), design)

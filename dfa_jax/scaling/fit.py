@@ -329,8 +329,7 @@ def _from_grid(law: Law, design: Any, log_losses: Any, delta: float) -> huber.So
     """Where the grid's best starts lead to."""
     starts, ones = law.starts(), np.ones(len(log_losses))
     with jax.enable_x64(True):
-        T, y, w = _device(design, log_losses, ones)
-        values = jax.vmap(lambda theta: huber.objective(theta, T, y, w, delta))(jnp.asarray(starts))
+        values = huber.objectives(*_device(starts, design, log_losses, ones), delta)
     best = starts[np.argsort(np.asarray(values), kind="stable")[:NUM_STARTS]]
 
     def descend(thetas: np.ndarray, **options: int) -> huber.Solution:

@@ -65,6 +65,18 @@ def objective(
     return jnp.sum(weights * jnp.where(r <= delta, r**2 / 2, delta * (r - delta / 2)))
 
 
+@jax.jit
+def objectives(
+    thetas: Float[Array, "fits params"],
+    design: Float[Array, "points terms params"],
+    log_losses: Float[Array, " points"],
+    weights: Float[Array, " points"],
+    delta: float | Float[Array, ""],
+) -> Float[Array, " fits"]:
+    """`F` at many `theta`."""
+    return jax.vmap(lambda theta: objective(theta, design, log_losses, weights, delta))(thetas)
+
+
 def minimise(
     starts: Float[np.ndarray, "fits params"],
     design: Float[np.ndarray, "points terms params"],

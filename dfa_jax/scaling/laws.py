@@ -11,6 +11,7 @@ the coefficients are positive whatever it is. Source of the form: Hoffmann et al
 """
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -64,6 +65,7 @@ class Law:
             [np.stack([entry * ones for entry in row], -1) for row in self.terms(logs)], 1
         )
 
+    @functools.partial(jax.jit, static_argnames="self")
     def log_loss(
         self, theta: Float[Array, " params"], design: Float[Array, "points terms params"]
     ) -> Float[Array, " points"]:
