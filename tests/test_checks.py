@@ -238,6 +238,7 @@ def test_cost_report(report):
     assert list(report.costs) == ["backprop", "direct_feedback_alignment", "shallow"]
     total = 16 * 16 * 6 + 16 * 10
     assert report.costs["backprop"].matmul_flops == 2 * 8 * (3 * total - 16 * 16)
+    assert report.costs["shallow"].matmul_flops == 2 * 8 * (total + 16 * 10)
     assert report.costs["direct_feedback_alignment"].xla_flops > 0
     assert report.costs["backprop"].temporary_bytes > 0
 

@@ -179,6 +179,29 @@ def chain_gradients(
     return Gradients(found.mean, found.outputs, grads)
 
 
+def cut_gradients(
+    model: Model, loss_fn: LossFn, params: Params, batch: Batch, *, key: PRNGKey | None = None
+) -> Gradients:
+    """Loss, outputs and gradients of the graph that is cut at every site, where nothing is sent.
+
+    Like `sites.site_gradients` with errors of zero, but without a product of zeros: parameters from
+    which every path to the loss leads through a site have a gradient of zero, and no work is done
+    for it.
+
+    Raises:
+        SiteError: no parameter is left to learn.
+    """
+
+    def mean(params):
+        orders = sites.cut_orders(model)
+        found = sites.apply_with_orders(model, params, batch.inputs, orders, key=key)
+        outputs, _ = sites.refuse_output_site(model, *found)
+        return jnp.mean(loss_fn(outputs, batch.targets)), outputs
+
+    (loss, outputs), grads = jax.value_and_grad(mean, has_aux=True)(params)
+    return Gradients(loss, outputs, grads)
+
+
 def chain_errors(
     model: Model,
     loss: LossFn | Objective,

@@ -90,7 +90,7 @@ def site_gradients(
     cuts = cut_orders(model)
 
     def forward_cut(params):
-        return _refuse_output_site(
+        return refuse_output_site(
             model, *apply_with_orders(model, params, batch.inputs, cuts, key=key)
         )
 
@@ -295,7 +295,7 @@ def _read_record(records: dict[str, Any], site: str, place: Site) -> Array:
         ) from None
 
 
-def _refuse_output_site(model: Model, outputs: Any, activities: SiteArrays) -> Any:
+def refuse_output_site(model: Model, outputs: Any, activities: SiteArrays) -> Any:
     """The identity, but for an error where no parameter moves the outputs from above the sites.
 
     A site that is the model's output through a scan, a remat or a tuple is not seen before here.

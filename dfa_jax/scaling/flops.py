@@ -102,9 +102,9 @@ def count(
     A gradient of a map's input is needed where a trained parameter lies between that input and the
     site below; an error is projected to the sites behind trained parameters. Scanned blocks count
     like those written out (in a loop, the first block does what the others do). Under `Shallow`
-    nothing below the last site is needed; its `estimate` gets there by multiplying zeros. Draws of
-    a forward gradient share one forward pass, as under `draws="vmap"` (the compiler finds that out
-    unless the batch is one window, where it computes most of it twice). Without `remat`.
+    everything below the last site is run forward only. Draws of a forward gradient share one
+    forward pass, as under `draws="vmap"` (the compiler finds that out unless the batch is one
+    window, where it computes most of it twice). Without `remat`.
 
     Args:
         model: the network.

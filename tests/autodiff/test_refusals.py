@@ -11,11 +11,13 @@ from dfa_jax.models import from_linen
 from tests import helpers
 from tests.helpers import Layer, Stack
 
+DIRECT, SHALLOW = rules.DirectFeedbackAlignment(), rules.Shallow()
+by_either = pytest.mark.parametrize("rule", [DIRECT, SHALLOW], ids=["direct", "shallow"])
 
-def use(module, sites, shape=(8,)):
+
+def use(module, sites, shape=(8,), rule=DIRECT):
     """What a user does until the first gradient: model, parameters, rule, estimate."""
     case = helpers.made(module, sites, helpers.images(shape=shape))
-    rule = rules.DirectFeedbackAlignment()
     params, state = helpers.started(rule, case)
     rule.estimate(jax.random.key(0), case.model, helpers.LOSS, params, state, case.batch)
 
@@ -191,21 +193,23 @@ class Bare(nn.Module):
 
 @pytest.mark.parametrize("wrap", ["plain", "tuple", "jit", "remat"])
 @pytest.mark.parametrize("sites", [["last"], ["first", "last"]])
-def test_site_that_is_the_output(wrap, sites):
+@by_either
+def test_site_that_is_the_output(wrap, sites, rule):
     """Documented contract: the output has the exact error; a projected one would replace it silently."""
     with pytest.raises(SiteError, match="'last'.*output"):
-        use(Bare(wrap), sites)
+        use(Bare(wrap), sites, rule=rule)
 
 
 @pytest.mark.parametrize("site", ["layers", "layers/dense:input"])
-def test_scanned_output(site):
+@by_either
+def test_scanned_output(site, rule):
     """Documented contract: the last layer of a stack may be the output as well."""
     module = Scanned(CARRIED, readout=False)
     if site == "layers":
         with pytest.raises(SiteError, match="'layers'.*output"):
-            use(module, site, (3,))
+            use(module, site, (3,), rule)
     else:
-        use(module, site, (3,))  # the cut is before the last layer's parameters
+        use(module, site, (3,), rule)  # the cut is before the last layer's parameters
 
 
 class Normed(nn.Module):
