@@ -2,14 +2,15 @@
 
 All processes, on one machine or on several, meet in one folder. Each takes the next job that nobody
 works on, and goes on from its last checkpoint if somebody began it. When no job is left, records
-are written where `reproduce.py RECIPE --report-only` finds them. `--status` shows what is done.
+are written where `reproduce.py RECIPE --report-only` finds them; jobs that are on record there are
+not done again. `--gather` writes the records of what is done so far, `--status` shows it.
 """
 
 import pathlib
 import sys
 
 from dfa_jax.errors import InputError
-from dfa_jax.report import catalogue, progress, sweep
+from dfa_jax.report import catalogue, gathering, progress, sweep
 from dfa_jax.report.recipe import Recipe
 from dfa_jax.report.run_study import RunStudy
 from dfa_jax.train.cli import Parser, exit_on_bad_input
@@ -17,23 +18,27 @@ from dfa_jax.train.process import prepare_process
 
 
 def main(arguments: list[str]) -> None:
-    """Works until no job is left, or shows what there is to do."""
+    """Works until no job is left and gathers what is done, or shows what there is to do."""
     options = parser().parse(arguments)
     recipe = trained(options.recipe)
     folder = options.sweep_dir or pathlib.Path("runs") / "sweeps" / recipe.name
     if options.dry_run or options.status:
         print(progress.planned(recipe) if options.dry_run else progress.status(recipe, folder))
         return
-    prepare_process()
-    sweep.work(
-        recipe,
-        folder,
-        together=options.together,
-        data_dir=options.data_dir,
-        say=lambda line: print(line, flush=True),
-    )
-    diverged = sweep.gather(recipe, folder, options.results_dir / recipe.name)
-    print(f"records in {options.results_dir / recipe.name}; diverged: {diverged or 'none'}")
+    results = options.results_dir / recipe.name
+    if not options.gather:
+        prepare_process()
+        if adopted := gathering.adopt(recipe, folder, results):
+            print(f"{len(adopted)} jobs are on record in {results}", flush=True)
+        sweep.work(
+            recipe,
+            folder,
+            together=options.together,
+            data_dir=options.data_dir,
+            say=lambda line: print(line, flush=True),
+        )
+    diverged = gathering.gather(recipe, folder, results)
+    print(f"records in {results}; diverged: {diverged or 'none'}")
 
 
 def trained(name: str) -> Recipe:
@@ -61,6 +66,9 @@ def parser() -> Parser:
     )
     options.add_argument("--dry-run", action="store_true", help="show runs, tokens, FLOPs, hours")
     options.add_argument("--status", action="store_true", help="show what is done; run nothing")
+    options.add_argument(
+        "--gather", action="store_true", help="write records of what is done; run nothing"
+    )
     return options
 
 

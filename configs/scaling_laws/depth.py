@@ -113,7 +113,8 @@ def draw(held: Sequence[RunRecord], theme: Theme) -> Figure:
     axes[1, 0].set(title="DFA: residual stream by block", ylabel="norm", yscale="log")
     draw_blocks(axes[1, 1], held, "gradient_norm", theme)
     axes[1, 1].set(title="DFA: true gradient by block", ylabel="norm", yscale="log")
-    axes[0, 1].legend(title="blocks")
+    if any(of_variant(held, depth, "DFA") for depth in DEPTHS):
+        axes[0, 1].legend(title="blocks")
     panel.rule_legend(figure, [label_of(variant(1, arm)) for arm in ARMS], theme)
     return figure
 

@@ -36,6 +36,7 @@ from dfa_jax.train.records import RunRecord
 FRONTIER = catalogue.run_file("scaling_laws/frontier")
 RUNS, ARMS, CONFIG = FRONTIER["RUNS"], tuple(FRONTIER["ARMS"]), FRONTIER["CONFIG"]
 NUM_BUDGETS = 12
+LEAST_SIZES = 3  # that the parametric law needs
 SHOWN = slice(1, -1, 2)  # budgets whose slices are drawn
 SEED_SAMPLES, FIT_SAMPLES = 200, 400
 KAPLAN, CHINCHILLA = 0.73, 0.50
@@ -64,8 +65,10 @@ def read(runs: tuple[Run, ...]) -> Allocation:
 
 
 @functools.cache
-def fitted(runs: tuple[Run, ...], num_samples: int) -> Fit:
-    """The parametric law of one arm."""
+def fitted(runs: tuple[Run, ...], num_samples: int) -> Fit | None:
+    """The parametric law of one arm; None while too many runs are missing."""
+    if len({run.num_params for run in runs}) < LEAST_SIZES:
+        return None
     key = jax.random.key(ARMS.index(runs[0].arm))
     return bootstrap(key, "chinchilla", runs, num_samples=num_samples)
 
@@ -79,7 +82,7 @@ def draw(held: Sequence[RunRecord], theme: Theme, *, num_samples: int) -> Figure
             continue
         runs = grouped[arm]
         draw_slices(axes[0, column], runs, read(runs), theme)
-        draw_path(axes[1, column], fitted(runs, num_samples), read(runs), theme)
+        draw_path(axes[1, column], runs, fitted(runs, num_samples), theme)
         axes[0, column].set_title(arm)
     axes[0, 0].set_ylabel("test loss, nats a token")
     axes[1, 0].set_ylabel("best size, N")
@@ -101,9 +104,9 @@ def draw_slices(axis: Axes, runs: Sequence[Run], found: Allocation, theme: Theme
     panel.log_loss_axis(axis)
 
 
-def draw_path(axis: Axes, fit: Fit, found: Allocation, theme: Theme) -> None:
+def draw_path(axis: Axes, runs: tuple[Run, ...], fit: Fit | None, theme: Theme) -> None:
     """Minima as marks, the parametric law's optimum as a line."""
-    colour = style.colour(fit.runs[0].arm, theme)
+    colour, found = style.colour(runs[0].arm, theme), read(runs)
     inside = [one for one in found.minima if not one.rejected]
     axis.plot(
         [one.flops for one in inside], [one.num_params for one in inside], "*", color=colour,
@@ -112,11 +115,11 @@ def draw_path(axis: Axes, fit: Fit, found: Allocation, theme: Theme) -> None:
     for one in found.minima:
         if one.rejected:
             axis.axvline(one.flops, color=colour, linewidth=0.6, linestyle=":")
-    if has_optimum(fit):
-        at = budgets(fit.runs)
+    sizes = [run.num_params for run in runs]
+    if fit and has_optimum(fit):
+        at = budgets(runs)
         axis.plot(at, compute_optimal(fit, at).num_params, color=colour, label="parametric law")
     axis.set(xscale="log", yscale="log", xlabel="compute, 6 N D; dotted: no minimum inside")
-    sizes = [run.num_params for run in fit.runs]
     axis.set_ylim(min(sizes) / 3, max(sizes) * 3)
     axis.legend()
 
@@ -132,6 +135,7 @@ def findings(held: Sequence[RunRecord], *, num_samples: int) -> Sequence[Finding
     exponents: dict[str, Interval] = {}
     for arm, runs in by_arm(held).items():
         fit = fitted(runs, num_samples)
+        assert fit  # every size is in
         exponents[arm] = allocation.from_fit(fit)
         how = f"parametric law ({parameters(fit)})"
         found += [

@@ -10,6 +10,9 @@ from dfa_jax.train import config as configs
 from dfa_jax.train.config import TrainConfig
 from dfa_jax.train.records import RunRecord
 
+RECORDS = "records.jsonl"
+"""A recipe's runs, in its folder under the results."""
+
 
 class Planned(NamedTuple):
     """One run of a recipe."""
@@ -42,18 +45,20 @@ def outdated(recipe: Recipe, records: Sequence[RunRecord]) -> list[RunRecord]:
     ]
 
 
-def matching(recipe: Recipe, records: Sequence[RunRecord]) -> list[RunRecord]:
+def matching(
+    recipe: Recipe, records: Sequence[RunRecord], *, remedy: str = "--overwrite replaces them"
+) -> list[RunRecord]:
     """One record per variant and seed, in the order of the recipe's variants, then by seed.
 
     Raises:
-        InputError: a record of a variant was made with another configuration.
+        InputError: a record of a variant was made with another configuration; the remedy is told.
     """
     old = outdated(recipe, records)
     if old:
         differences = "; ".join(changes(recipe.variants[old[0].variant], old[0])[:4])
         raise InputError(
             f"{len(old)} recorded runs of '{recipe.name}' have another configuration, the first"
-            f" '{old[0].variant}' seed {old[0].seed} ({differences}); --overwrite replaces them"
+            f" '{old[0].variant}' seed {old[0].seed} ({differences}); {remedy}"
         )
     order = {variant: place for place, variant in enumerate(recipe.variants)}
     found = {(order[r.variant], r.seed): r for r in records if r.variant in order}

@@ -7,12 +7,12 @@ from typing import Any
 from dfa_jax.errors import InputError
 from dfa_jax.report import catalogue, figure, page, plan, study, study_page, style, table, tuning
 from dfa_jax.report import run as training
+from dfa_jax.report.plan import RECORDS as RECORDS
 from dfa_jax.report.recipe import Recipe
 from dfa_jax.report.run_study import RunStudy
 from dfa_jax.report.study import Study
 from dfa_jax.train import records
 
-RECORDS = "records.jsonl"
 Published = Recipe | Study | RunStudy
 
 
@@ -45,8 +45,9 @@ def publish(chosen: Published, results_dir: pathlib.Path) -> str:
     """
     held, folder = held_runs(chosen, results_dir), results_dir / chosen.name
     if not held:
+        source = results_dir / getattr(chosen, "source", chosen.name)
         raise InputError(
-            f"no runs of '{chosen.name}' in {folder}; leave out --report-only to make them"
+            f"no runs of '{chosen.name}' in {source}; leave out --report-only to make them"
         )
     if isinstance(chosen, Study | RunStudy):
         found = study_page.findings(chosen, held)

@@ -3,7 +3,8 @@
 They meet in one folder, on one machine or on several. Every job has a folder and a lock of its own;
 the system lets go of a lock when its process dies, however it dies, and whoever takes the job up
 next goes on from its last checkpoint. Trials of learning rates are jobs too: which one is next is a
-function of those that are done, so all workers come to the same answer.
+function of those that are done, so all workers come to the same answer. A folder is lost with its
+machine; what it has done is kept, and taken up elsewhere, by `report.gathering`.
 
 | path | holds |
 | --- | --- |
@@ -29,7 +30,6 @@ from dfa_jax.errors import DivergedError, InputError
 from dfa_jax.report import plan, tuning
 from dfa_jax.report.recipe import Recipe
 from dfa_jax.report.run import diverged, located
-from dfa_jax.train import records
 from dfa_jax.train.config import TrainConfig, changes, to_dict
 from dfa_jax.train.directory import RunDirectory
 from dfa_jax.train.loop import differences, fit_together
@@ -52,6 +52,11 @@ class Job(NamedTuple):
     variant: str
     config: TrainConfig
 
+    @property
+    def is_trial(self) -> bool:
+        """Whether it is a trial of a learning rate."""
+        return self.name.startswith("trials/")
+
 
 class Survey(NamedTuple):
     """What a sweep's folder holds, as far as it is known which jobs there will be.
@@ -65,6 +70,16 @@ class Survey(NamedTuple):
     done: dict[Job, RunRecord]
     open: list[Job]
     settled: list[str]
+
+    @property
+    def trials(self) -> list[RunRecord]:
+        """The records of the trials that are done, in the grid's order."""
+        return [record for job, record in self.done.items() if job.is_trial]
+
+    @property
+    def runs(self) -> dict[Job, RunRecord]:
+        """The runs that are done, those that diverged among them, in the recipe's order."""
+        return {job: record for job, record in self.done.items() if not job.is_trial}
 
 
 def open_folder(recipe: Recipe, folder: pathlib.Path) -> None:
@@ -266,23 +281,3 @@ def _run(
     for job, result in zip(jobs, results, strict=True):
         loss, seconds = result.record.final.test_loss, result.record.wall_seconds
         yield f"{job.name}: test loss {loss:.4f} in {seconds:.0f} s"
-
-
-def gather(recipe: Recipe, folder: pathlib.Path, results: pathlib.Path) -> list[str]:
-    """Writes the jobs that are done as the recipe's records, in the recipe's order.
-
-    A run that diverged has no result, and is left out.
-
-    Returns:
-        The runs that diverged.
-    """
-    seen = survey(recipe, folder)
-    trials = [record for job, record in seen.done.items() if job.name.startswith("trials/")]
-    runs = {job: record for job, record in seen.done.items() if job.name.startswith("runs/")}
-    results.mkdir(parents=True, exist_ok=True)
-    kept = [record for record in runs.values() if record.curve]
-    for name, found in ((tuning.FILE, trials), ("records.jsonl", kept)):
-        if found:
-            (results / name).touch()
-            records.rewrite(results / name, found)
-    return [job.name for job, record in runs.items() if not record.curve]

@@ -2,8 +2,11 @@
 
 import pytest
 
+from dfa_jax.errors import InputError
+from dfa_jax.report import publish
 from dfa_jax.report.run_study import RunStudy
 from dfa_jax.train import loop
+from dfa_jax.train import records as files
 from tests.recipes.shrunk import LOADED, check_page, of_kind, plain, trace
 
 PODS = [name for name in of_kind(RunStudy) if "/pod/" in name]
@@ -33,6 +36,23 @@ def train_alike_once(trained, monkeypatch):
 def test_shrunk_study_runs_to_its_page(name, results):
     """Oracle: invariant; every run is on record, every finding in the table and on the page."""
     check_page(name, results)
+    check_parts(name, results)
+
+
+def check_parts(name, results):
+    """Whatever runs are missing, the page shows the others and says so; of none there is one line."""
+    small = LOADED[name].shrink()
+    held, folder = publish.held_runs(small, results), results / "parts"
+    with pytest.raises(InputError, match=f"no runs of '{name}' in .*{small.source}; leave out"):
+        publish.publish(small, folder)
+    path = folder / small.source / publish.RECORDS
+    for part in (held[:1], held[:-1]) if len(held) > 1 else ():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        files.rewrite(path, part)
+        assert "Not all of it is in yet." in publish.publish(small, folder)
+        assert f"{len(part)} of {len(held)} runs" in (folder / name / "index.html").read_text()
+    path.unlink(missing_ok=True)
 
 
 @pytest.mark.recipe

@@ -17,7 +17,7 @@ import pytest
 import dfa_jax
 from dfa_jax.data import ImageData
 from dfa_jax.errors import InputError
-from dfa_jax.report import run, sweep, tuning
+from dfa_jax.report import gathering, run, sweep, tuning
 from dfa_jax.train import compiled, loop
 from dfa_jax.train import records as files
 from tests.report import sweepers
@@ -63,7 +63,7 @@ def workers(folder, kills):
 def check_same(folder, alone):
     """Gathered records and trials are those of the run without a sweep; trials in any order."""
     results = folder / "results"
-    assert sweep.gather(sweepers.recipe(), folder, results) == []
+    assert gathering.gather(sweepers.recipe(), folder, results) == []
     assert timeless(results / "records.jsonl") == timeless(alone / "records.jsonl")
     found, expected = (timeless(path / tuning.FILE) for path in (results, alone))
     assert sorted(found, key=str) == sorted(expected, key=str)
@@ -152,7 +152,7 @@ def test_a_diverged_run_is_left_out_and_named(tmp_path):
     assert not again.open
     assert len(said) == 2
     assert "lower --optimizer.learning-rate" in said[1]
-    bad = sweep.gather(recipe, tmp_path, tmp_path / "results")
+    bad = gathering.gather(recipe, tmp_path, tmp_path / "results")
     assert bad == ["runs/digits/direct_feedback_alignment/seed_0"]
     (kept,) = files.read_runs(tmp_path / "results" / "records.jsonl")
     assert kept.variant == "digits/backprop"
@@ -212,8 +212,8 @@ def test_gathered_twice_is_the_same(tmp_path):
     """Invariant: bytes of the records; and the grid is JSON."""
     recipe = dataclasses.replace(UNTUNED, seeds=(0,))
     sweep.work(recipe, tmp_path, say=str)
-    sweep.gather(recipe, tmp_path, tmp_path / "results")
+    gathering.gather(recipe, tmp_path, tmp_path / "results")
     first = (tmp_path / "results" / "records.jsonl").read_bytes()
-    sweep.gather(recipe, tmp_path, tmp_path / "results")
+    gathering.gather(recipe, tmp_path, tmp_path / "results")
     assert (tmp_path / "results" / "records.jsonl").read_bytes() == first
     assert json.loads((tmp_path / "grid.json").read_text())["seeds"] == [0]
