@@ -14,7 +14,7 @@ from dfa_jax.report.recipe import Recipe, Tuning
 from dfa_jax.rules import Backprop, DirectFeedbackAlignment
 from dfa_jax.train.config import TrainConfig
 
-MODEL = Transformer(num_outputs=256, num_layers=2, width=16, num_heads=1, context=32, norm="post")
+MODEL = Transformer(num_outputs=256, num_layers=1, width=16, num_heads=1, context=32, norm="post")
 
 
 def config(rule) -> TrainConfig:

@@ -16,7 +16,7 @@ from dfa_jax.errors import InputError
 from dfa_jax.keys import named_key
 from dfa_jax.models import LocalMixer, from_linen
 from dfa_jax.optim import Optimizer
-from dfa_jax.rules import ActivityForwardGradient, LocalLosses
+from dfa_jax.rules import ActivityForwardGradient, Backprop, LocalLosses
 from dfa_jax.train import TrainConfig, checkpoint, fit, loop, sharding
 from dfa_jax.train.ensemble import fit_ensemble
 from dfa_jax.train.program import make_program
@@ -141,11 +141,11 @@ def test_mesh_does_not_matter():
 def test_readout_leaves_the_network_alone():
     """Exact equality, in bits: the same steps with another learning rate of the readout, and without
     a readout."""
-    expected = run()[0]
-    other = run(readout=OnlineReadout(learning_rate=0.5))[0]
+    expected = run(rule=Backprop())[0]
+    other = run(rule=Backprop(), readout=OnlineReadout(learning_rate=0.5))[0]
     helpers.assert_identical(other.params, expected.params)
     assert not np.array_equal(other.readout["kernel"], expected.readout["kernel"])
-    of, batch = program(), stored()
+    of, batch = program(dataclasses.replace(CONFIG, rule=Backprop())), stored()
     parts = {name: part for name, part in of.parts.items() if name != "readout"}
     state = loop.draw_state(jax.random.key(0), None, batch, program=of)
     with_one, _ = jax.jit(lambda s: train_step(s, batch, **of.parts))(state)
