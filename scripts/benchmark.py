@@ -11,15 +11,12 @@ backpropagation is taken within the round, so a machine that slows down slows do
 """
 
 import pathlib
-import random
 import sys
-import time
 
 import benchmark_fits  # beside this file
 import benchmark_forward_gradient
 import benchmark_theory
 import benchmark_transformer
-import jax
 import numpy as np
 import side_by_side
 
@@ -29,7 +26,6 @@ from dfa_jax.rules import RULES
 from dfa_jax.train import loop, records, sharding
 from dfa_jax.train.cli import Parser, exit_on_bad_input
 from dfa_jax.train.process import prepare_process
-from dfa_jax.train.state import init_state
 from dfa_jax.types import Batch
 
 
@@ -55,64 +51,37 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--output", type=pathlib.Path, help="JSON lines file to append to")
     options = parser.parse(arguments)
     prepare_process()
-    seconds = measure(options)
-    ratios = summarise(seconds)
+    ratios = side_by_side.in_turns(takers(options), options.rounds, "backprop")
     print(
         f"{len(options.widths)} hidden layers, batch {options.batch_size}, {options.optimizer};"
         f" {options.rounds} rounds of {options.steps} steps; {records.environment()}"
     )
     for name, found in ratios.items():
         print(
-            f"{name:<34} {found['milliseconds']:8.2f} ms a step   of backprop:"
+            f"{name:<34} {found['milliseconds'] / options.steps:8.2f} ms a step   of backprop:"
             f" {side_by_side.shown(found)}"
         )
     settings = {k: v for k, v in vars(options).items() if k != "output"}
     side_by_side.append(options.output, settings=settings, rules=ratios)
 
 
-def measure(options) -> dict[str, list[float]]:
-    """Seconds a step by rule, one number a round."""
+def takers(options) -> dict[str, side_by_side.Taker]:
+    """Every rule on the same network and batches, backpropagation first."""
     generator = np.random.default_rng(0)
     data = Batch(
         generator.standard_normal((4 * options.batch_size, options.inputs)).astype(np.float32),
         generator.integers(0, 10, 4 * options.batch_size).astype(np.int32),
     )
     order = generator.integers(0, len(data.targets), (options.steps, options.batch_size), np.int32)
-    data = jax.device_put(data)
-    example = jax.tree.map(lambda a: a[: options.batch_size], data)
-    model = from_linen(MLP(tuple(options.widths)), "layer_*", example.inputs)
+    model = from_linen(MLP(tuple(options.widths)), "layer_*", data.inputs[: options.batch_size])
     optimizer, mesh = Optimizer(options.optimizer, learning_rate=1e-4), sharding.make_mesh()
-    programs, states = {}, {}
+    made = {}
     for name in dict.fromkeys(["backprop", *options.rules]):
         program = loop.Program(
             model, RULES[name](), "softmax_cross_entropy", optimizer, 10**6, mesh
         )
-        state = init_state(jax.random.key(0), example, **program.initial_parts)
-        programs[name] = program
-        states[name], _ = loop.run_steps(state, data, order, options.steps, program=program)
-    seconds = {name: [] for name in programs}
-    for turn in range(options.rounds):
-        for name in random.Random(turn).sample(list(programs), len(programs)):
-            jax.block_until_ready(states[name])
-            start = time.perf_counter()
-            states[name], _ = loop.run_steps(
-                states[name], data, order, options.steps, program=programs[name]
-            )
-            jax.block_until_ready(states[name])
-            seconds[name].append((time.perf_counter() - start) / options.steps)
-    return seconds
-
-
-def summarise(seconds: dict[str, list[float]]) -> dict[str, dict[str, float]]:
-    """Median time, and median and quartiles of the ratio to backpropagation, by rule."""
-    base = np.array(seconds["backprop"])
-    return {
-        name: {
-            "milliseconds": round(1e3 * float(np.median(times)), 3),
-            **side_by_side.quartiles(np.array(times) / base),
-        }
-        for name, times in seconds.items()
-    }
+        made[name] = side_by_side.Taker(program, data, order)
+    return made
 
 
 if __name__ == "__main__":

@@ -5,14 +5,14 @@
 
 from typing import Any
 
-import jax
 import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
 
 from dfa_jax.models import Transformer
-from dfa_jax.types import Params
+from dfa_jax.optim import Optimizer
+from dfa_jax.types import Batch, Params
 
 
 class Block(nn.Module):
@@ -69,10 +69,16 @@ class Decoder(nn.Module):
 class Trainer:
     """Adam with clipping, as `dfa_jax.optim.Optimizer` has it."""
 
-    def __init__(self, model: Transformer, params: Params, rate: float, b2: float, clip: float):
-        self.decoder, self.clip = Decoder(model), clip
-        _load(self.decoder, model, jax.tree.map(np.asarray, params))
-        self.adam = torch.optim.Adam(self.decoder.parameters(), rate, betas=(0.9, b2))
+    def __init__(self, model: Transformer, params: Params, optimizer: Optimizer):
+        self.decoder, self.clip = Decoder(model), optimizer.clip_norm
+        _load(self.decoder, model, params)
+        betas = (0.9, optimizer.b2)
+        self.adam = torch.optim.Adam(self.decoder.parameters(), optimizer.learning_rate, betas)
+
+    def steps(self, data: Batch, order: np.ndarray) -> float:
+        """The mean loss of these steps; `order` is `[step, batch]`."""
+        losses = [self.step(data.inputs[rows], data.targets[rows]) for rows in order]
+        return sum(losses) / len(losses)
 
     def step(self, inputs: np.ndarray, targets: np.ndarray) -> float:
         """The loss before the step, nats a token; both arrays are `[batch, time]`."""
