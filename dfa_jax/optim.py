@@ -135,15 +135,15 @@ def _frozen(params: Any, patterns: Collection[str], *, moves: bool = False) -> A
     """
     paths = [tuple(part.key for part in path) for path, _ in jax.tree.leaves_with_path(params)]
     for pattern in patterns:
-        if not any(_begins(path, pattern) for path in paths):
+        if not any(begins(path, pattern) for path in paths):
             tops = list(dict.fromkeys(path[0] for path in paths))
             raise InputError(unknown("parameter in optimizer.frozen", pattern, tops))
-    still = [any(_begins(path, pattern) for pattern in patterns) for path in paths]
+    still = [any(begins(path, pattern) for pattern in patterns) for path in paths]
     return jax.tree.unflatten(jax.tree.structure(params), [one != moves for one in still])
 
 
-def _begins(path: Path, pattern: str) -> bool:
-    """Whether the first parts of a path match those of a pattern."""
+def begins(path: Path, pattern: str) -> bool:
+    """Whether the first parts of a path match those of a pattern of `Optimizer.frozen`."""
     wanted = pattern.split("/")
     return len(wanted) <= len(path) and all(map(fnmatch.fnmatchcase, path, wanted))
 

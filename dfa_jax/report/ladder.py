@@ -11,10 +11,10 @@ N are the weights of the matrices in blocks and unembedding, D the tokens, those
 branch included where its loss is taken.
 """
 
-import fnmatch
 from collections.abc import Mapping, Sequence
 from typing import Literal, get_args
 
+from dfa_jax import optim
 from dfa_jax.data import MarkovData, TextData
 from dfa_jax.errors import InputError
 from dfa_jax.models import Transformer
@@ -104,6 +104,7 @@ def _counted(config: TrainConfig, model: Transformer) -> float:
             f"sites are {config.sites}; FLOPs are counted for those of `credit_sites` alone"
         )
     granularity, embedding = options
+    block = "blocks" if model.scan else "block_0"
     found = flops.count(
         model,
         config.rule,
@@ -111,7 +112,7 @@ def _counted(config: TrainConfig, model: Transformer) -> float:
         time=data.context,
         granularity=granularity,
         embedding=embedding,
-        frozen_blocks=any(fnmatch.fnmatch("block_0", p) for p in config.optimizer.frozen),
+        frozen_blocks=any(optim.begins((block,), p) for p in config.optimizer.frozen),
     )
     return found.per_token
 

@@ -70,6 +70,12 @@ def test_counted_follows_sites_and_what_is_frozen():
     own = credit_sites(MODEL, "linear", embedding="own")
     linear = dataclasses.replace(VARIANTS["2x4/DFA"], sites=own)
     frozen = dataclasses.replace(BP, optimizer=Optimizer(frozen=("block_*",)))
+    scanned = dataclasses.replace(
+        BP,
+        model=MODEL.clone(scan=True),
+        sites=("blocks",),
+        optimizer=Optimizer(frozen=("blocks",)),
+    )
 
     def count(rule, **options):
         return flops.count(MODEL, rule, batch=1, time=8, **options).per_token
@@ -81,6 +87,7 @@ def test_counted_follows_sites_and_what_is_frozen():
         count(BP.rule, frozen_blocks=True),
     ]
     assert len(set(found)) == 3
+    assert ladder.flops_a_token(scanned, "counted") == found[2]
     other = dataclasses.replace(BP, sites=("block_*/attention",))
     with pytest.raises(InputError, match=r"sites are \('block_\*/attention',\)"):
         ladder.flops_a_token(other, "counted")
