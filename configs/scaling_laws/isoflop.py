@@ -27,7 +27,7 @@ from dfa_jax.report import catalogue, ladder, panel, style
 from dfa_jax.report.finding import Finding
 from dfa_jax.report.run_study import RunStudy
 from dfa_jax.report.style import Theme
-from dfa_jax.scaling import Fit, Run, allocation, bootstrap, compute_optimal
+from dfa_jax.scaling import Fit, Run, allocation, bootstrap, compute_optimal, laws
 from dfa_jax.scaling.allocation import Allocation
 from dfa_jax.scaling.fit import Interval
 from dfa_jax.scaling.frontier import interpolate
@@ -36,7 +36,6 @@ from dfa_jax.train.records import RunRecord
 FRONTIER = catalogue.run_file("scaling_laws/frontier")
 RUNS, ARMS, CONFIG = FRONTIER["RUNS"], tuple(FRONTIER["ARMS"]), FRONTIER["CONFIG"]
 NUM_BUDGETS = 12
-LEAST_SIZES = 3  # that the parametric law needs
 SHOWN = slice(1, -1, 2)  # budgets whose slices are drawn
 SEED_SAMPLES, FIT_SAMPLES = 200, 400
 KAPLAN, CHINCHILLA = 0.73, 0.50
@@ -67,7 +66,7 @@ def read(runs: tuple[Run, ...]) -> Allocation:
 @functools.cache
 def fitted(runs: tuple[Run, ...], num_samples: int) -> Fit | None:
     """The parametric law of one arm; None while too many runs are missing."""
-    if len({run.num_params for run in runs}) < LEAST_SIZES:
+    if len({run.num_params for run in runs}) < laws.CHINCHILLA.num_levels:
         return None
     key = jax.random.key(ARMS.index(runs[0].arm))
     return bootstrap(key, "chinchilla", runs, num_samples=num_samples)

@@ -24,13 +24,13 @@ def run(
     overwrite: bool = False,
 ) -> None:
     """Makes what the records lack; a stop loses at most the run, or the case, in progress."""
+    path = results_dir / chosen.source / RECORDS
     if isinstance(chosen, Study):
         if data_dir:  # a case finds its data by itself, where the environment says
             os.environ["TFDS_DATA_DIR"] = str(data_dir)
-        study.run(chosen, results_dir / chosen.source / RECORDS, overwrite=overwrite)
+        study.run(chosen, path, overwrite=overwrite)
     else:
         recipe = chosen.recipe if isinstance(chosen, RunStudy) else chosen
-        path = results_dir / recipe.name / RECORDS
         training.run(recipe, path, data_dir=data_dir, overwrite=overwrite)
 
 
@@ -45,9 +45,9 @@ def publish(chosen: Published, results_dir: pathlib.Path) -> str:
     """
     held, folder = held_runs(chosen, results_dir), results_dir / chosen.name
     if not held:
-        source = results_dir / getattr(chosen, "source", chosen.name)
         raise InputError(
-            f"no runs of '{chosen.name}' in {source}; leave out --report-only to make them"
+            f"no runs of '{chosen.name}' in {results_dir / chosen.source}; leave out --report-only"
+            " to make them"
         )
     if isinstance(chosen, Study | RunStudy):
         found = study_page.findings(chosen, held)
@@ -70,10 +70,10 @@ def held_runs(chosen: Published, results_dir: pathlib.Path) -> list[Any]:
     Raises:
         InputError: some were made with another configuration.
     """
+    folder = results_dir / chosen.source
     if isinstance(chosen, Study):
-        return study.matching(chosen, study.read(results_dir / chosen.source / RECORDS))
+        return study.matching(chosen, study.read(folder / RECORDS))
     recipe = chosen.recipe if isinstance(chosen, RunStudy) else chosen
-    folder = results_dir / recipe.name
     if recipe.tuning:
         recipe = tuning.settled(recipe, tuning.read(recipe, folder))
     return plan.matching(recipe, records.read_runs(folder / RECORDS))

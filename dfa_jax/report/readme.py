@@ -62,7 +62,7 @@ def _line(name: str, results_dir: pathlib.Path) -> tuple[str, ...]:
     else:
         came = _verdict(chosen, held)
         made = f"{len(held)} runs, {len(chosen.seeds)} seeds"
-    source = (results_dir / getattr(chosen, "source", name)).as_posix()
+    source = (results_dir / chosen.source).as_posix()
     links = {
         "table": f"{folder}/table.md",
         "figure": f"{folder}/figure.png",

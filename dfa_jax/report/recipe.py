@@ -144,6 +144,11 @@ class Recipe:
                 raise InputError(unknown("variant", variant, self.variants))
 
     @property
+    def source(self) -> str:
+        """The folder under `results/` that has its records; a study may read another's."""
+        return self.name
+
+    @property
     def compared(self) -> list[str]:
         """The variants that numbers and orders are about."""
         ordered = [variant for order in self.orders for variant in (order.better, order.worse)]

@@ -132,7 +132,10 @@ def test_programs_of_earlier_jobs_are_forgotten(tmp_path):
     """Invariant: a worker never holds the steps of more than one job: two programs, by the layout of
     the state that they start from."""
     held = []
-    say = lambda _: held.append(compiled.run_steps._cache_size())  # noqa: E731
+
+    def say(_):
+        held.append(compiled.run_steps._cache_size())
+
     sweep.work(UNTUNED, tmp_path, say=say)
     assert len(held) == 4
     assert max(held) <= 2

@@ -3,6 +3,8 @@
 import dataclasses
 import math
 
+import jax
+import numpy as np
 import pytest
 
 from dfa_jax.data import GaussianTargets
@@ -92,6 +94,25 @@ def test_a_stop_loses_only_the_trial_in_progress(tuned, calls, tmp_path, monkeyp
     resumed = run.run(tuned, path, say=str)
     assert len(calls) == len(set(calls)) + 2 * 2  # the same run for each of three seeds
     assert len(resumed) == 6
+
+
+def test_programs_of_earlier_trials_are_forgotten(tuned, calls, tmp_path, monkeypatch):
+    """Invariant: each trial compiles a program of its own, and the search never holds two."""
+    fit, held = loop.fit, []
+    program = jax.jit(lambda x: x + 1)
+
+    def compiles(config, *, progress):
+        program(np.zeros(1 + len(calls)))
+        return fit(config, progress=progress)
+
+    monkeypatch.setattr(loop, "fit", compiles)
+    run.tuned(tuned, tmp_path / tuning.FILE, None, False, lambda _: held.append(_size(program)))
+    assert len(held) == len(calls) == 7
+    assert max(held) == 0
+
+
+def _size(program):
+    return program._cache_size()
 
 
 def test_trials_of_another_configuration_are_refused_by_name(tuned, calls, tmp_path):
