@@ -78,13 +78,16 @@ def slopes(
 
 @functools.cache  # table and figures ask for the same
 def fitted(runs: tuple[Run, ...], kind: str, num_samples: int) -> Slope | None:
-    """Of one arm; None while runs are missing, or where no inner size ever wins."""
+    """Of one arm; None while runs are missing, where no inner size ever wins, or where the points
+    leave the law open."""
     law, interior = KINDS[kind]
     key = jax.random.key(ARMS.index(runs[0].arm))  # arms vary independently
     options = {"interior": interior, "num_samples": num_samples}
     try:
         fit = fit_frontier(key, laws.get(law), runs, **options).fit
     except InputError:
+        return None
+    if not fit.converged:
         return None
     assert fit.samples is not None
     return Slope(float(fit.theta[-1]), fit.samples[:, -1])

@@ -58,7 +58,11 @@ class Fit:
         huber_delta: of the Huber loss, in log-loss.
         minima: that the starts led to, each once: the optimum, and its rivals within a factor of 2
             of its objective.
-        samples: `theta` of each bootstrap sample; None without bootstrap.
+        converged: whether the descent met its tolerance. It does not where the runs leave a
+            direction open, as a floor far below losses that follow a pure power law: `theta` is
+            then one of many that are as good.
+        samples: `theta` of each bootstrap sample, the best found if its descent did not meet the
+            tolerance; None without bootstrap.
     """
 
     law: Law
@@ -69,6 +73,7 @@ class Fit:
     objective: float
     huber_delta: float
     minima: Float[np.ndarray, "minima params"]
+    converged: bool
     samples: Float[np.ndarray, "samples params"] | None = None
 
     @functools.cached_property
@@ -156,7 +161,7 @@ def fit_law(law: Law | str, runs: Sequence[Run], *, huber_delta: float = 1e-3) -
     found = _from_grid(law, design, log_losses, huber_delta)
     ends = _distinct(found)
     minima = found.theta[ends[found.objective[ends] <= RIVALS * found.objective.min()]]
-    theta = minima[0]
+    theta, converged = minima[0], bool(found.converged[ends[0]])
     with jax.enable_x64(True):
         residuals = np.asarray(law.log_loss(*_device(theta, design))) - log_losses
     slopes = covariance.slopes_at(theta, design)
@@ -173,6 +178,7 @@ def fit_law(law: Law | str, runs: Sequence[Run], *, huber_delta: float = 1e-3) -
         float(found.objective.min()),
         huber_delta,
         minima,
+        converged,
     )
 
 

@@ -236,6 +236,29 @@ def test_bootstrap_is_the_fit_plus_samples():
     assert np.abs(first.samples - other.samples).max() > 1e-3
 
 
+def test_points_of_a_curve_share_its_weight():
+    """Exact equivalence: doubling every point doubles the sum and moves no sample; weights of their
+    own would."""
+    curves = power_law_curves(0, num_curves=6)
+    once, twice = (
+        bootstrap(jax.random.key(0), "power_law", found, num_samples=20)
+        for found in (curves, [run for run in curves for _ in range(2)])
+    )
+    np.testing.assert_allclose(once.samples, twice.samples, rtol=1e-6)
+
+
+def test_floor_that_the_points_leave_open_is_not_converged():
+    """Closed form: over three decades a law of exponent 0.03 bends so little that a floor of 0.05
+    is made up for within `huber_delta`, so that the descent has nowhere to end; one of 0.3 above a
+    floor of 1 bends by far more than its errors of 0.1 %."""
+    C = np.geomspace(1e12, 1e15, 20)
+    flat = fit_law("power_law_with_floor", planted.compute_runs(C, (1e30 / C) ** 0.03))
+    assert not flat.converged
+    assert np.abs(flat.residuals).max() < flat.huber_delta
+    losses = (1 + (1e14 / C) ** 0.3) * np.exp(1e-3 * np.random.default_rng(0).normal(size=20))
+    assert fit_law("power_law_with_floor", planted.compute_runs(C, losses)).converged
+
+
 def test_samples_are_minima_of_reweighted_sums():
     """Exact equivalence: integer weights are copies of runs."""
     found = planted.final_losses(np.random.default_rng(5), 60)
