@@ -5,6 +5,7 @@ import sys
 
 from dfa_jax.errors import InputError
 from dfa_jax.report import catalogue, publish, readme
+from dfa_jax.train import interrupt
 from dfa_jax.train.cli import Parser, exit_on_bad_input
 from dfa_jax.train.process import prepare_process
 
@@ -55,5 +56,5 @@ def parser() -> Parser:
 
 
 if __name__ == "__main__":
-    with exit_on_bad_input("reproduce.py"):
+    with exit_on_bad_input("reproduce.py"), interrupt.listen("reproduce.py"):
         main(sys.argv[1:])

@@ -30,11 +30,11 @@ class Taker:
     def __call__(self) -> float:
         """The mean loss of the steps."""
         number = len(self.order)
-        self.state, totals = loop.run_steps(
+        self.state, noted = loop.run_steps(
             self.state, self.data, self.order, number, program=self.program
         )
         jax.block_until_ready(self.state)
-        return float(totals["loss"]) / number
+        return float(noted["loss"].mean())
 
 
 def in_turns(

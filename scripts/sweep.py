@@ -13,6 +13,7 @@ from dfa_jax.errors import InputError
 from dfa_jax.report import catalogue, gathering, progress, sweep
 from dfa_jax.report.recipe import Recipe
 from dfa_jax.report.run_study import RunStudy
+from dfa_jax.train import interrupt
 from dfa_jax.train.cli import Parser, exit_on_bad_input
 from dfa_jax.train.process import prepare_process
 
@@ -73,5 +74,5 @@ def parser() -> Parser:
 
 
 if __name__ == "__main__":
-    with exit_on_bad_input("sweep.py"):
+    with exit_on_bad_input("sweep.py"), interrupt.listen("sweep.py"):
         main(sys.argv[1:])

@@ -5,7 +5,7 @@ import sys
 
 from dfa_jax.errors import InputError
 from dfa_jax.report import catalogue
-from dfa_jax.train import TrainConfig, fit
+from dfa_jax.train import TrainConfig, fit, interrupt
 from dfa_jax.train.cli import Parser, exit_on_bad_input, parse_config
 from dfa_jax.train.process import prepare_process
 
@@ -42,5 +42,5 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    with exit_on_bad_input("train.py"):
+    with exit_on_bad_input("train.py"), interrupt.listen("train.py"):
         main(sys.argv[1:])

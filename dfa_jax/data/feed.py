@@ -29,6 +29,7 @@ def dispatches(
     *,
     most_steps: int,
     sharding: Sharding,
+    pace: Callable[[], int] | None = None,
 ) -> Iterator[tuple[int, int, Batch, np.ndarray]]:
     """Steps `start` to `end`, cut into dispatches of one shape.
 
@@ -43,6 +44,7 @@ def dispatches(
         end: the step after the last.
         most_steps: of a dispatch.
         sharding: where chunks of a stream are put.
+        pace: asked for the number of steps of each dispatch, `most_steps` without it.
 
     Yields:
         First step, step after the last, data, and the rows of the data that make each step,
@@ -51,7 +53,7 @@ def dispatches(
     size = source.batch_size
     if isinstance(data, Stream):
         most_steps = max(1, min(most_steps, _chunk_size(data) // size))
-    spans = [(begin, min(begin + most_steps, end)) for begin in range(start, end, most_steps)]
+    spans = _spans(start, end, most_steps, pace or (lambda: most_steps))
     if not isinstance(data, Stream):
         for begin, stop in spans:
             rows = np.zeros((most_steps, size), np.int32)
@@ -65,8 +67,16 @@ def dispatches(
         return jax.device_put(_padded(examples, most_steps * size), sharding)
 
     rows = np.arange(most_steps * size, dtype=np.int32).reshape(most_steps, size)
-    for (begin, stop), examples in zip(spans, prefetched(chunk, spans), strict=True):
+    for (begin, stop), examples in prefetched(lambda span: (span, chunk(span)), spans):
         yield begin, stop, examples, rows
+
+
+def _spans(start: int, end: int, most: int, pace: Callable[[], int]) -> Iterator[tuple[int, int]]:
+    """First step and the step after the last, dispatch by dispatch."""
+    while start < end:
+        stop = min(start + min(pace(), most), end)
+        yield start, stop
+        start = stop
 
 
 def chunks(data: Batch | Stream, sharding: Sharding) -> Iterator[Batch]:

@@ -1,24 +1,54 @@
-"""Checkpoints of all the state, by Orbax."""
+"""Checkpoints of all the state, by Orbax; what comes back is compared with what went in."""
 
 import pathlib
-from typing import Any
+import shutil
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
+from jaxtyping import Array, UInt32
 
 from dfa_jax.errors import InputError
+from dfa_jax.train.config import TrainConfig, changes, to_dict
 from dfa_jax.train.state import TrainState
 
 
-class Checkpoints:
-    """The newest two checkpoints of a run, under `<run_dir>/checkpoints`; a context manager."""
+class DamagedError(InputError):
+    """A checkpoint cannot be read, or is not what was written."""
 
-    def __init__(self, directory: pathlib.Path):
+
+class Progress(NamedTuple):
+    """Where a run stands between two evaluations.
+
+    Attributes:
+        since: the step of the last evaluation, 0 before the first.
+        sums: of each training metric over the steps since then.
+        wall_seconds: of the run so far.
+    """
+
+    since: int = 0
+    sums: Mapping[str, float] = MappingProxyType({})
+    wall_seconds: float = 0.0
+
+
+class Checkpoints:
+    """The newest two checkpoints of a run, under `<run_dir>/checkpoints`; a context manager.
+
+    Each holds the state, where the run stood, the configuration and a checksum of the state, so
+    that a damaged one, or one of another run, is known for what it is.
+    """
+
+    def __init__(self, directory: pathlib.Path, config: TrainConfig):
         # Not asynchronous: the next dispatch is given these very buffers to write over.
         options = ocp.CheckpointManagerOptions(
             max_to_keep=2, create=True, enable_async_checkpointing=False
         )
-        self._manager = ocp.CheckpointManager(directory.resolve(), options=options)
+        self._directory, self._config = directory.resolve(), config
+        self._manager = ocp.CheckpointManager(self._directory, options=options)
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -27,36 +57,105 @@ class Checkpoints:
         self._manager.close()  # waits for what is being written
 
     @property
-    def latest(self) -> int | None:
-        """Step of the newest whole checkpoint, if there is one."""
-        return self._manager.latest_step()
+    def steps(self) -> list[int]:
+        """Steps of the whole checkpoints, the newest first."""
+        return sorted(self._manager.all_steps(), reverse=True)
 
-    def save(self, state: TrainState) -> None:
-        """Writes the state under its step; a stop while writing leaves the one before whole."""
-        arguments = ocp.args.StandardSave(_parts(state))
-        self._manager.save(int(state.step), args=ocp.args.Composite(state=arguments))
-
-    def restore(self, like: Any, step: int | None = None) -> TrainState:
-        """The newest state, or that of a step, like the abstract `like`: shapes, types, shardings.
+    def save(self, state: TrainState, progress: Progress) -> None:
+        """Writes the state under its step; a stop while writing leaves the one before whole.
 
         Raises:
-            InputError: the checkpoint is damaged.
+            InputError: it cannot be written.
         """
-        arguments = ocp.args.StandardRestore(_parts(like))
-        step = self.latest if step is None else step
+        step = int(state.step)
+        notes = {
+            "progress": progress._asdict() | {"sums": dict(progress.sums)},
+            "config": to_dict(self._config),
+            "digest": digest(state).tolist(),
+        }
+        arguments = ocp.args.Composite(
+            state=ocp.args.StandardSave(_parts(state)), notes=ocp.args.JsonSave(notes)
+        )
         try:
-            restored = self._manager.restore(step, args=ocp.args.Composite(state=arguments))
-        except (KeyError, ValueError, OSError) as error:  # what Orbax raises over missing files
-            folder = self._manager.directory / str(step)
+            if step in self.steps:  # saved before it was evaluated
+                self._manager.delete(step)
+            self._manager.save(step, args=arguments)
+        except Exception as error:  # Orbax and TensorStore have no class for a full disk
+            kept = f"the one of step {self.steps[0]} is whole" if self.steps else "there is none"
             raise InputError(
-                f"checkpoint {folder} cannot be read ({str(error)[:100]}); delete that folder to go"
-                " on from the one before, or start again with --overwrite"
+                f"the checkpoint of step {step} cannot be written to {self._directory}"
+                f" ({_said(error)}); {kept}: make room there and go on with --resume"
             ) from error
-        return TrainState(**restored["state"])
+
+    def restore(self, like: Any, step: int) -> tuple[TrainState, Progress]:
+        """The state of a step, like the abstract `like`: shapes, types, shardings.
+
+        Raises:
+            DamagedError: it cannot be read, is of another run, or not the state that was written.
+        """
+        arguments = ocp.args.Composite(
+            state=ocp.args.StandardRestore(_parts(like)), notes=ocp.args.JsonRestore()
+        )
+        folder = self._directory / str(step)
+        try:
+            restored = self._manager.restore(step, args=arguments)
+            state, notes = TrainState(**restored["state"]), restored["notes"]
+            progress, written = Progress(**notes["progress"]), notes["digest"]
+            other = changes(notes["config"], self._config)
+        except Exception as error:  # over broken files Orbax raises many things, plain ones too
+            raise DamagedError(f"checkpoint {folder} cannot be read ({_said(error)})") from error
+        if other:
+            raise DamagedError(f"checkpoint {folder} is of another run ({other[0]})")
+        if not np.array_equal(written, digest(state)):
+            raise DamagedError(f"checkpoint {folder} is not what was written there")
+        return state, progress
+
+    def set_aside(self, step: int) -> pathlib.Path:
+        """Moves a checkpoint out of the way, to where it can be looked at."""
+        aside = self._directory.with_name("damaged") / str(step)
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.parent.mkdir(exist_ok=True)
+        (self._directory / str(step)).rename(aside)
+        self._manager.reload()
+        return aside
+
+
+def digest(state: TrainState) -> UInt32[np.ndarray, " leaves"]:
+    """A checksum of every array's bits, the same however the arrays are sharded.
+
+        sum_i (2 (i . c) + 1) bits_i  mod 2^32,    c = 0x9E3779B1 (1, 3, 5, ...)
+
+    over the indices `i`: in integers, so that no order of summation matters.
+    """
+    return np.asarray(_digest(_parts(state)))
+
+
+@jax.jit
+def _digest(parts: dict[str, Any]) -> Array:
+    return jnp.stack([_digest_of(leaf) for leaf in jax.tree.leaves(parts)])
+
+
+def _digest_of(leaf: Array) -> Array:
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        leaf = jax.random.key_data(leaf)
+    if leaf.dtype == bool:
+        leaf = leaf.astype(jnp.uint8)
+    word = min(leaf.dtype.itemsize, 4)
+    bits = jax.lax.bitcast_convert_type(leaf, jnp.dtype(f"uint{8 * word}")).astype(jnp.uint32)
+    place = jnp.zeros(bits.shape, jnp.uint32)
+    for axis in range(bits.ndim):
+        index = jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
+        place += index * jnp.uint32((0x9E3779B1 * (2 * axis + 1)) % 2**32)
+    return jnp.sum((2 * place + 1) * bits, dtype=jnp.uint32)
+
+
+def _said(error: Exception) -> str:
+    """The first words of a message of another library."""
+    return " ".join(str(error).split())[:120] or type(error).__name__
 
 
 def _parts(state: TrainState) -> dict[str, Any]:
-    """What is stored, by name; no `readout` where there is none, as before there were any."""
+    """What is stored, by name; no `readout` where there is none."""
     parts = state._asdict()
     if not jax.tree.leaves(state.readout):
         del parts["readout"]

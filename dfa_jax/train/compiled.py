@@ -4,9 +4,9 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
-from dfa_jax import metrics, tree
+from dfa_jax import metrics
 from dfa_jax.losses import LOSSES, softmax_cross_entropy
 from dfa_jax.train import sharding
 from dfa_jax.train.program import Program
@@ -36,20 +36,20 @@ def run_steps(
     *,
     program: Program,
 ) -> tuple[TrainState, dict[str, Array]]:
-    """The first `num_steps` rows of `order` as steps; totals of loss and accuracy over them.
+    """The first `num_steps` rows of `order` as steps; loss and accuracy of each, zeros behind them.
 
     The learning rate of each step is multiplied by its factor, if there are any.
     """
 
     def one(i, carry):
-        state, totals = carry
+        state, noted = carry
         factor = None if rate_factors is None else rate_factors[i]
         state, found = _step(state, data, order[i], factor, program)
-        return state, tree.add(totals, found)
+        return state, _noted(noted, i, found)
 
-    state, totals = jax.lax.fori_loop(0, num_steps, one, (state, _no_totals()))
+    state, noted = jax.lax.fori_loop(0, num_steps, one, (state, _nothing(len(order))))
     shardings = sharding.state_shardings(program.mesh, state)
-    return jax.lax.with_sharding_constraint(state, shardings), totals
+    return jax.lax.with_sharding_constraint(state, shardings), noted
 
 
 @functools.partial(jax.jit, static_argnames="program", donate_argnames="states")
@@ -65,23 +65,29 @@ def run_steps_together(
     """As `run_steps`, for several runs at once under `jax.vmap`, each with a factor of its own."""
 
     def one(i, carry):
-        stacked, totals = carry
+        stacked, noted = carry
         step = jax.vmap(lambda state, rows, factor: _step(state, data, rows, factor, program))
         stacked, found = step(stacked, order[i], rate_factors)
-        return stacked, tree.add(totals, found)
+        return stacked, _noted(noted, i, found)
 
     number = len(states)
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
-    totals = jax.tree.map(lambda zero: jnp.zeros(number), _no_totals())
-    found = jax.lax.fori_loop(0, num_steps, one, (stacked, totals))
-    apart = [jax.tree.map(lambda leaf, i=i: leaf[i], found) for i in range(number)]
-    shardings = sharding.state_shardings(program.mesh, apart[0][0])
-    states = tuple(jax.lax.with_sharding_constraint(state, shardings) for state, _ in apart)
-    return states, tuple(totals for _, totals in apart)
+    begin = (stacked, _nothing(len(order), number))
+    stacked, noted = jax.lax.fori_loop(0, num_steps, one, begin)
+    apart = [jax.tree.map(lambda leaf, i=i: leaf[i], stacked) for i in range(number)]
+    shardings = sharding.state_shardings(program.mesh, apart[0])
+    states = tuple(jax.lax.with_sharding_constraint(state, shardings) for state in apart)
+    own = tuple(jax.tree.map(lambda leaf, i=i: leaf[:, i], noted) for i in range(number))
+    return states, own
 
 
-def _no_totals() -> dict[str, Array]:
-    return {"loss": jnp.zeros(()), "accuracy": jnp.zeros(())}
+def _nothing(*shape: int) -> dict[str, Array]:
+    """Where metrics are noted, step by step."""
+    return {"loss": jnp.zeros(shape), "accuracy": jnp.zeros(shape)}
+
+
+def _noted(noted: dict[str, Array], i: Array, found: dict[str, Array]) -> dict[str, Array]:
+    return jax.tree.map(lambda all, one: all.at[i].set(one), noted, found)
 
 
 def _step(
@@ -117,6 +123,12 @@ def evaluate(
     at_once = max(1, min(_EVAL_EXAMPLES, _EVAL_TARGETS // data.targets[0].size))
     found = jax.lax.map(one, data, batch_size=at_once)
     return jax.tree.map(jnp.mean, found)
+
+
+@jax.jit
+def all_finite(params: Params) -> Bool[Array, ""]:
+    """Whether no parameter is infinite or NaN."""
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(params)]).all()
 
 
 @functools.partial(jax.jit, static_argnames="program")

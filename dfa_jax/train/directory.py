@@ -108,6 +108,18 @@ class RunDirectory:
         """Adds a point to the curve."""
         records.append(self.path / _CURVE, evaluation)
 
+    def check_begun(self) -> None:
+        """Refuses to start again where there are results but no checkpoint.
+
+        One point without a checkpoint is what a stop while the first one is written leaves.
+        """
+        path = self.path / _CURVE
+        if path.exists() and (number := path.read_text().count("\n")) > 1:
+            raise InputError(
+                f"{path} has {number} points and there is no checkpoint in {self.checkpoints} to go"
+                " on from; start again with --overwrite"
+            )
+
     def curve_until(self, step: int) -> list[records.Evaluation]:
         """The curve up to a step; later points, which a resumed run makes again, are removed."""
         path = self.path / _CURVE

@@ -9,7 +9,10 @@ import contextlib
 import dataclasses
 import itertools
 import pathlib
+import sys
+import time
 from collections.abc import Sequence
+from typing import NoReturn
 
 import numpy as np
 import tqdm
@@ -19,16 +22,22 @@ from dfa_jax.data import EpochShuffle, Stream, feed
 from dfa_jax.data.base import check_labels
 from dfa_jax.errors import InputError
 from dfa_jax.train import config as configs
+from dfa_jax.train import interrupt
+from dfa_jax.train.checkpoint import DamagedError
 from dfa_jax.train.compiled import draw_state as draw_state
 from dfa_jax.train.compiled import evaluate as evaluate
 from dfa_jax.train.compiled import run_steps, run_steps_together
 from dfa_jax.train.config import TrainConfig, rule_name
+from dfa_jax.train.interrupt import Interrupted
 from dfa_jax.train.program import Program as Program
 from dfa_jax.train.program import make_program
 from dfa_jax.train.run import STEPS_PER_DISPATCH, Data, Files, Result, Run
 from dfa_jax.types import Batch
 
-_Totals = Sequence[dict[str, Array]]
+_Noted = Sequence[dict[str, Array]]
+
+SECONDS_BETWEEN_CHECKPOINTS = 600.0
+"""A run that is not evaluated for so long is saved all the same."""
 
 
 def fit(
@@ -50,8 +59,10 @@ def fit(
         progress: show a bar with loss, accuracy, steps/s and the time left.
 
     Raises:
-        InputError: the configuration cannot be run here (before any work), `run_dir` is taken, or
-            the loss is no longer finite.
+        InputError: the configuration cannot be run here (before any work), `run_dir` is taken or
+            damaged beyond its checkpoints, cannot be written to any more, or the loss is no longer
+            finite.
+        Interrupted: the process was asked to stop (`train.interrupt`); the state is saved.
 
     >>> from dfa_jax.data import ImageData
     >>> few = TrainConfig(data=ImageData(num_train=256), batch_size=64, num_epochs=1)
@@ -140,10 +151,9 @@ def differences(first: TrainConfig, second: TrainConfig) -> list[str]:
 
 def _train(runs: Sequence[Run], progress: bool) -> list[Result]:
     """From the start, or the last step that everyone has a checkpoint of, to the end."""
-    step = min(run.latest for run in runs)
-    for run in runs:
-        run.start(step)
+    step = _begin(runs)
     program = runs[0].program
+    pace = Pace(STEPS_PER_DISPATCH)
     with tqdm.tqdm(
         total=program.num_steps,
         initial=step,
@@ -151,18 +161,73 @@ def _train(runs: Sequence[Run], progress: bool) -> list[Result]:
         desc=rule_name(program.rule),
         disable=not progress,
     ) as bar:
-        for end in (end for end in runs[0].ends if end > step):
-            means = _advance(runs, step, end, bar)
-            for run, own in zip(runs, means, strict=True):
-                run.record_point(end, own)
+        for end in (end for end in runs[0].ends if end > runs[0].since):
+            _advance(runs, step, end, pace, bar)
+            try:
+                for run in runs:
+                    run.record_point(end)
+            except Interrupted:
+                _stop(runs)
             step = end
     return [run.finish() for run in runs]
 
 
-def _advance(runs: Sequence[Run], start: int, end: int, bar: tqdm.tqdm) -> list[dict[str, float]]:
-    """Steps `start` to `end`, a dispatch at a time; the means of their metrics, run by run."""
-    sums = [{"loss": 0.0, "accuracy": 0.0} for _ in runs]
-    pending: tuple[int, int, _Totals] | None = None
+def _begin(runs: Sequence[Run]) -> int:
+    """Brings all runs to the newest step of which everyone has a whole checkpoint.
+
+    A damaged one is named and set aside, and the one before it taken. A run of which none is left
+    does not silently start again.
+    """
+    said = []
+    while shared := set.intersection(*(set(run.kept) for run in runs)):
+        step = max(shared)
+        run = runs[0]
+        try:
+            for run in runs:
+                run.restore(step)
+            return step
+        except DamagedError as error:
+            assert run.files
+            aside = run.files.checkpoints.set_aside(step)
+            said.append(f"{error}; moved to {aside}")
+            print(said[-1], file=sys.stderr)
+    if said:
+        raise InputError(f"{said[-1]}; no other is left: start again with --overwrite")
+    if apart := [run.kept for run in runs if len(run.kept) > 1]:
+        raise InputError(
+            f"there is no step of which all {len(runs)} runs have a checkpoint (one has those of"
+            f" steps {apart[0]}); go on with each alone, or start again with --overwrite"
+        )
+    for run in runs:
+        run.start()
+    return 0
+
+
+class Pace:
+    """How many steps to dispatch at once, so that a stop never waits long for them.
+
+    It starts at one and doubles while a dispatch takes less than half of a second, up to `most`;
+    one that takes more than two seconds is halved.
+    """
+
+    def __init__(self, most: int):
+        self.most, self.steps = most, 1
+
+    def took(self, seconds: float) -> None:
+        """Learns from a dispatch."""
+        if seconds < 0.5:
+            self.steps = min(2 * self.steps, self.most)
+        elif seconds > 2:
+            self.steps = max(self.steps // 2, 1)
+
+
+def _advance(runs: Sequence[Run], start: int, end: int, pace: Pace, bar: tqdm.tqdm) -> None:
+    """Steps `start` to `end`, a dispatch at a time.
+
+    Raises:
+        Interrupted: the process was asked to stop; the state is saved.
+    """
+    pending: tuple[int, int, _Noted] | None = None
     first = runs[0]
     dispatches = feed.dispatches(
         first.data.train,
@@ -170,57 +235,68 @@ def _advance(runs: Sequence[Run], start: int, end: int, bar: tqdm.tqdm) -> list[
         start,
         end,
         most_steps=STEPS_PER_DISPATCH,
+        pace=lambda: pace.steps,
         sharding=first.everywhere,
     )
+    clock = time.perf_counter()
     for dispatch in itertools.chain(dispatches, [None]):
         finished, pending = pending, None
         if dispatch:
             pending = (*dispatch[:2], _dispatch(runs, *dispatch))
         if finished:
-            _fetch(runs, *finished, sums, bar)
-    return [{name: total / (end - start) for name, total in own.items()} for own in sums]
+            _fetch(runs, *finished, bar)
+            clock, before = time.perf_counter(), clock
+            pace.took(clock - before)
+        if pending and (interrupt.requested() or _is_due(runs)):
+            _fetch(runs, *pending, bar)
+            pending = None
+            if interrupt.requested():
+                _stop(runs)
+            for run in runs:
+                run.save()
 
 
-def _dispatch(
-    runs: Sequence[Run], begin: int, stop: int, data: Batch, order: np.ndarray
-) -> _Totals:
+def _is_due(runs: Sequence[Run]) -> bool:
+    """Whether the last checkpoint is old."""
+    return bool(runs[0].files) and time.perf_counter() - runs[0].saved > SECONDS_BETWEEN_CHECKPOINTS
+
+
+def _stop(runs: Sequence[Run]) -> NoReturn:
+    """Saves what is not saved yet, and says how to go on."""
+    for run in runs:
+        run.save()
+    step, last = int(runs[0].state.step), runs[0].program.num_steps
+    rest = "go on with --resume" if runs[0].files else "nothing was kept of this run"
+    raise Interrupted(f"stopped after step {step} of {last}; {rest}")
+
+
+def _dispatch(runs: Sequence[Run], begin: int, stop: int, data: Batch, order: np.ndarray) -> _Noted:
     """Lets all runs take these steps; `order` is that of the first one."""
     program, number = runs[0].program, stop - begin
     if len(runs) == 1:
         (run,) = runs
         # ones: a branch that decays the rate is then the same program with other factors
         whole = np.ones(len(order), np.float32)
-        run.state, totals = run_steps(run.state, data, order, number, whole, program=program)
-        return [totals]
+        run.state, noted = run_steps(run.state, data, order, number, whole, program=program)
+        return [noted]
     orders = np.zeros((len(order), len(runs), order.shape[1]), np.int32)
     orders[:number] = np.stack([run.source.indices(begin, number) for run in runs], 1)
     rates = np.array([run.config.optimizer.learning_rate for run in runs])
     factors = (rates / program.optimizer.learning_rate).astype(np.float32)
     states = tuple(run.state for run in runs)
-    states, totals = run_steps_together(states, data, orders, number, factors, program=program)
+    states, noted = run_steps_together(states, data, orders, number, factors, program=program)
     for run, state in zip(runs, states, strict=True):
         run.state = state
-    return totals
+    return noted
 
 
-def _fetch(
-    runs: Sequence[Run],
-    begin: int,
-    stop: int,
-    totals: _Totals,
-    sums: list[dict[str, float]],
-    bar: tqdm.tqdm,
-) -> None:
-    """Waits for a dispatch, adds its totals up, and shows their means."""
-    number = stop - begin
-    for run, found, own in zip(runs, totals, sums, strict=True):
-        for name, total in found.items():
-            own[name] += float(total)
-        loss = float(found["loss"]) / number
-        run.check_finite(loss, f"the loss is {loss} between steps {begin} and {stop}")
+def _fetch(runs: Sequence[Run], begin: int, stop: int, noted: _Noted, bar: tqdm.tqdm) -> None:
+    """Waits for a dispatch, has its metrics noted, and shows their means."""
+    for run, found in zip(runs, noted, strict=True):
+        run.note(begin, stop, found)
     shown = {
-        name: sum(float(found[name]) for found in totals) / (number * len(runs))
+        name: np.mean([np.asarray(found[name])[: stop - begin] for found in noted])
         for name in ("loss", "accuracy")
     }
     bar.set_postfix({name: f"{value:.4f}" for name, value in shown.items()})
-    bar.update(number)
+    bar.update(stop - begin)

@@ -16,10 +16,11 @@ from dfa_jax import tree
 from dfa_jax.data import Dataset, EpochShuffle, Stream, feed
 from dfa_jax.errors import DivergedError
 from dfa_jax.models import Model
-from dfa_jax.train import compiled, sharding
-from dfa_jax.train.checkpoint import Checkpoints
+from dfa_jax.train import compiled, interrupt, sharding
+from dfa_jax.train.checkpoint import Checkpoints, Progress
 from dfa_jax.train.config import TrainConfig, rule_name, to_dict
 from dfa_jax.train.directory import RunDirectory
+from dfa_jax.train.interrupt import Interrupted
 from dfa_jax.train.probe import linear_probe
 from dfa_jax.train.program import Program
 from dfa_jax.train.records import Evaluation, RunRecord, environment
@@ -74,7 +75,7 @@ class Files(NamedTuple):
     ) -> "Files":
         """The run's files, closed with the stack: an open writer fails at the interpreter's end."""
         directory = RunDirectory.open(path, config, resume=resume, overwrite=overwrite)
-        checkpoints = stack.enter_context(Checkpoints(directory.checkpoints))
+        checkpoints = stack.enter_context(Checkpoints(directory.checkpoints, config))
         writer = tensorboardX.SummaryWriter(str(directory.tensorboard))
         stack.enter_context(contextlib.closing(writer))
         return cls(directory, checkpoints, writer)
@@ -88,6 +89,9 @@ class Run:
         ends: after which steps it is evaluated.
         state: set by `start`; who takes steps replaces it.
         curve: the evaluations so far.
+        since: the step of the last of them, 0 before the first.
+        sums: of training metrics over the steps since then, in double precision and step by step,
+            so that they do not depend on how the steps were dispatched.
     """
 
     state: TrainState
@@ -99,50 +103,97 @@ class Run:
         self.source = EpochShuffle(num_train, config.batch_size, config.seed)
         self.ends = config.evaluation_steps(program.num_steps, self.source.steps_per_epoch)
         self.curve: list[Evaluation] = []
-        self.elapsed_before = 0.0
-        self.started = time.perf_counter()
+        self._stand_at(Progress())
+        self.started = self.saved = time.perf_counter()
 
     @property
-    def latest(self) -> int:
-        """The step of the newest checkpoint, 0 if there is none."""
-        return (self.files and self.files.checkpoints.latest) or 0
+    def kept(self) -> list[int]:
+        """Steps of the checkpoints, the newest first."""
+        return self.files.checkpoints.steps if self.files else []
 
-    def start(self, step: int) -> None:
-        """Freshly drawn on the devices where it stays, or restored there from this step."""
-        example = feed.first(self.data.train, self.config.batch_size, self.everywhere)
-        keys = seed_keys(self.config)
-        init = functools.partial(compiled.draw_state, program=self.program)
+    def start(self) -> None:
+        """Draws the state on the devices where it stays."""
         if self.files:
-            self.curve = self.files.directory.curve_until(step)
-        if not step:
-            self.state = init(*keys, example)
-            return
+            self.files.directory.check_begun()
+            self.curve = self.files.directory.curve_until(0)
+        self.state = compiled.draw_state(
+            *seed_keys(self.config), self._example(), program=self.program
+        )
+
+    def restore(self, step: int) -> None:
+        """Takes the state, and where the run stood, from the checkpoint of this step.
+
+        Raises:
+            DamagedError: see `Checkpoints.restore`.
+        """
         assert self.files
-        abstract = jax.eval_shape(init, *keys, example)
+        init = functools.partial(compiled.draw_state, program=self.program)
+        abstract = jax.eval_shape(init, *seed_keys(self.config), self._example())
         shardings = sharding.state_shardings(self.program.mesh, abstract)
         like = jax.tree.map(
             lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, shardings
         )
-        self.state = self.files.checkpoints.restore(like, step)
-        self.elapsed_before = self.curve[-1].metrics["wall_seconds"]
+        self.state, progress = self.files.checkpoints.restore(like, step)
+        self.curve = self.files.directory.curve_until(progress.since)
+        self._stand_at(progress)
+
+    def _example(self) -> Batch:
+        return feed.first(self.data.train, self.config.batch_size, self.everywhere)
+
+    def _stand_at(self, progress: Progress) -> None:
+        self.since, self.sums, self.elapsed_before = progress
+        self.sums = {"loss": 0.0, "accuracy": 0.0} | self.sums
+
+    def note(self, begin: int, stop: int, found: dict[str, Array]) -> None:
+        """Adds the metrics of these steps up.
+
+        Raises:
+            DivergedError: a loss is not finite; it names the first step with such a loss.
+        """
+        number = stop - begin
+        noted = {name: np.asarray(values)[:number].tolist() for name, values in found.items()}
+        for i, loss in enumerate(noted["loss"]):
+            self.check_finite(loss, f"the loss is {loss} at step {begin + i}")
+        for name, values in noted.items():
+            self.sums[name] = sum(values, start=self.sums[name])
 
     def check_finite(self, loss: float, finding: str) -> None:
         """Stops a run that has diverged, before it is recorded or checkpointed."""
         if not math.isfinite(loss):
+            kept = f"; the state of step {self.kept[0]} is kept" if self.kept else ""
             raise DivergedError(
-                f"{finding}; lower --optimizer.learning-rate (now"
+                f"{finding}{kept}; lower --optimizer.learning-rate (now"
                 f" {self.config.optimizer.learning_rate}) or set --optimizer.clip-norm"
             )
 
-    def record_point(self, step: int, means: dict[str, float]) -> None:
+    def record_point(self, step: int) -> None:
         """Evaluates the state after this step, and writes evaluation and state down."""
+        number = step - self.since
+        means = {name: total / number for name, total in self.sums.items()}
         evaluation = self._evaluate(step, means)
         self.curve.append(evaluation)
+        self._stand_at(Progress(step, {}, self.elapsed_before))
         if self.files:
             # The curve goes first: a point without a checkpoint is made again on resume.
             self.files.directory.append(evaluation)
             _write_scalars(self.files.writer, evaluation)
-            self.files.checkpoints.save(self.state)
+            self.save()
+
+    def save(self) -> None:
+        """Writes the state down; nothing without a directory.
+
+        Raises:
+            DivergedError: a parameter is not finite, which the next step's loss would show.
+            InputError: it cannot be written.
+        """
+        if not self.files:
+            return
+        step = int(self.state.step)
+        if not compiled.all_finite(self.state.params):
+            self.check_finite(math.nan, f"the parameters are not finite after step {step}")
+        progress = Progress(self.since, self.sums, self._elapsed())
+        self.files.checkpoints.save(self.state, progress)
+        self.saved = time.perf_counter()
 
     def finish(self) -> Result:
         """The record of the whole run, written down."""
@@ -216,6 +267,8 @@ class Run:
             most_steps=STEPS_PER_DISPATCH,
             sharding=self.everywhere,
         ):
+            if interrupt.requested():
+                raise Interrupted
             left = 1 - (np.arange(begin, begin + len(order)) - step) / number
             factors = np.maximum(left, 0).astype(np.float32)
             branch, _ = compiled.run_steps(

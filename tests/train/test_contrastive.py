@@ -250,11 +250,10 @@ def test_a_stopped_run_goes_on_bit_for_bit(straight, tmp_path, monkeypatch):
 
 
 def test_a_supervised_checkpoint_has_no_readout(tmp_path):
-    """Documented contract: what is stored is what was stored before there were readouts, so that
-    older runs resume."""
+    """Documented contract: what is stored is the state's parts that there are."""
     state = small.state(small.program(small.config(), small.mesh()))
-    with checkpoint.Checkpoints(tmp_path / "checkpoints") as checkpoints:
-        checkpoints.save(state)
+    with checkpoint.Checkpoints(tmp_path / "checkpoints", small.config()) as checkpoints:
+        checkpoints.save(state, checkpoint.Progress())
     (metadata,) = (tmp_path / "checkpoints").glob("*/state/_METADATA")
     stored = json.loads(metadata.read_text())["tree_metadata"].values()
     parts = {leaf["key_metadata"][0]["key"] for leaf in stored}

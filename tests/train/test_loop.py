@@ -94,7 +94,7 @@ def test_evaluate_is_the_mean_over_every_example(number):
 @pytest.mark.parametrize(
     ("eval_every", "where"),
     [
-        (1.0, "the loss is (nan|inf) between steps 0 and 4"),
+        (1.0, "the loss is (nan|inf) at step [123];"),
         (0.25, "the test loss is .* after step 1"),
     ],
     ids=["while training", "in the last step before an evaluation"],
@@ -178,14 +178,13 @@ def test_progress_bar_shows_what_was_promised(capsys):
 
 
 def test_long_dispatches_are_split(monkeypatch, result):
-    """Oracle: exact equality. An epoch longer than one dispatch is the same epoch."""
+    """Oracle: exact equality. An epoch longer than one dispatch is the same epoch, and so is what it
+    says of itself: how steps are dispatched depends on the machine's speed."""
     monkeypatch.setattr(loop, "STEPS_PER_DISPATCH", 3)
     split = fit(small.config(RULE), progress=False)
     helpers.assert_identical(small.plain(split.state), small.plain(result.state))
-    losses = [[p.train_loss for p in r.record.curve] for r in (split, result)]
-    np.testing.assert_allclose(*losses, rtol=1e-6)
-    accuracies = [[p.train_accuracy for p in r.record.curve] for r in (split, result)]
-    np.testing.assert_allclose(*accuracies, rtol=1e-6)
+    ours, theirs = (small.without_time(r.record.curve) for r in (split, result))
+    assert ours == theirs
 
 
 def test_data_is_given_to_the_devices_once():

@@ -5,14 +5,17 @@ long experiment depend on where the machine stopped it.
 """
 
 import functools
+import gc
 import json
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
 
 import jax
+import numpy as np
 import pytest
 
 import dfa_jax
@@ -148,11 +151,99 @@ def test_stop_while_the_curve_is_rewritten_loses_nothing(stopped, whole, monkeyp
     assert_as_if_never_stopped(stopped, whole)
 
 
+def spoil(path, how):
+    """Damages one file."""
+    content = path.read_bytes()
+    middle = len(content) // 2
+    if how == "missing":
+        path.unlink()
+    elif how == "a byte":
+        path.write_bytes(content[:middle] + bytes([content[middle] ^ 0x55]) + content[middle + 1 :])
+    else:
+        path.write_bytes(content[: {"half": middle, "empty": 0}[how]])
+
+
+# Orbax leaves the other reads of a checkpoint to their fate when one of them fails.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("how", ["half", "empty", "missing", "a byte"])
+def test_no_damage_to_a_file_gives_another_state(whole, tmp_path, how):
+    """Oracle: the state that was written. Each file of a checkpoint is damaged in turn: what is
+    restored is that state, bit by bit, or nothing is."""
+    like = jax.tree.map(
+        lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), whole[1].state
+    )
+    source, refused = whole[0] / "checkpoints", []
+    names = [path.relative_to(source) for path in newest(whole[0]).rglob("*") if path.is_file()]
+    for number, name in enumerate(names):
+        copied = tmp_path / str(number)
+        shutil.copytree(source, copied)
+        spoil(copied / name, how)
+        with checkpoint.Checkpoints(copied, CONFIG) as checkpoints:
+            assert checkpoints.steps[0] == LAST
+            try:
+                state, _ = checkpoints.restore(like, LAST)
+            except checkpoint.DamagedError:
+                refused.append(name)
+            else:
+                helpers.assert_identical(small.plain(state), small.plain(whole[1].state))
+        shutil.rmtree(copied)
+    gc.collect()  # of those reads, while their warnings are ours
+    assert len(refused) >= 2  # data and notes at least
+
+
+def test_digest_is_that_of_the_formula():
+    """Closed form, in Python's integers; and any permutation of the entries has another one."""
+    values = np.arange(12, dtype=np.float32).reshape(3, 4) - 5
+    state = small.state(small.program(CONFIG, small.mesh()))._replace(params={"w": values})
+    leaves = [path for path, _ in jax.tree.leaves_with_path(checkpoint._parts(state))]
+    (at,) = (i for i, path in enumerate(leaves) if jax.tree_util.keystr(path) == "['params']['w']")
+    c, bits = 0x9E3779B1, values.view(np.uint32).tolist()
+    expected = sum((2 * (i * c + j * 3 * c) + 1) * bits[i][j] for i in range(3) for j in range(4))
+    assert checkpoint.digest(state)[at] == expected % 2**32
+    swapped = state._replace(params={"w": values[::-1]})
+    assert checkpoint.digest(swapped)[at] != expected % 2**32
+
+
+BROKEN = {
+    "empty": lambda step: shutil.rmtree(step / "state"),
+    "foreign": lambda step: rewrite_notes(step, lambda n: n["config"].update(seed=7)),
+    "altered": lambda step: rewrite_notes(step, lambda n: n["digest"].reverse()),
+}
+SAID = {"empty": "cannot be read", "foreign": "another run .seed: 7", "altered": "is not what was"}
+
+
+def rewrite_notes(step, change):
+    path = step / "notes" / "metadata"
+    notes = json.loads(path.read_text())
+    change(notes)
+    path.write_text(json.dumps(notes))
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_newest_good_checkpoint_is_taken(stopped_at_the_end, whole, name, capsys):
+    """Oracle: the run left alone. The damaged one is named, and kept where it can be looked at."""
+    BROKEN[name](newest(stopped_at_the_end))
+    assert_as_if_never_stopped(stopped_at_the_end, whole)
+    assert re.search(rf"checkpoints/{LAST} .*{SAID[name]}.*damaged", capsys.readouterr().err)
+    assert (stopped_at_the_end / "damaged" / str(LAST)).exists()
+
+
+@pytest.fixture
+def stopped_at_the_end(whole, tmp_path):
+    """A copy of the run as if it had been stopped before its record was written."""
+    shutil.copytree(whole[0], tmp_path / "run")
+    (tmp_path / "run" / "record.json").unlink()
+    return tmp_path / "run"
+
+
 DAMAGE = {
-    "empty checkpoint": (lambda run: shutil.rmtree(newest(run) / "state"), "cannot be read"),
-    "cut metadata": (
-        lambda run: (newest(run) / "state" / "_METADATA").write_text("{"),
-        "cannot be read",
+    "no good checkpoint": (
+        lambda run: [shutil.rmtree(step / "state") for step in checkpoints_of(run)],
+        "cannot be read.*no other is left",
+    ),
+    "no checkpoint": (
+        lambda run: shutil.rmtree(run / "checkpoints"),
+        "has 3 points and there is no checkpoint",
     ),
     "curve gone": (lambda run: (run / "curve.jsonl").unlink(), f"no evaluation at step {LAST}"),
     "curve damaged": (
@@ -164,8 +255,8 @@ DAMAGE = {
 
 @pytest.mark.parametrize("name", DAMAGE)
 def test_damage_is_named_and_the_remedy_given(whole, tmp_path, name):
-    """Oracle: the contract. What cannot be resumed is refused in one line, never resumed in
-    part."""
+    """Oracle: the contract. What cannot be resumed is refused in one line, never resumed in part
+    and never begun again in silence."""
     shutil.copytree(whole[0], tmp_path / "run")
     damage, message = DAMAGE[name]
     damage(tmp_path / "run")
@@ -179,6 +270,10 @@ def newest(run):
     return run / "checkpoints" / str(LAST)
 
 
+def checkpoints_of(run):
+    return [path for path in (run / "checkpoints").iterdir() if path.name.isdecimal()]
+
+
 def test_checkpoint_goes_on_on_another_mesh(tmp_path):
     """Oracle: exact equivalence with the mesh that wrote it, up to the order of float32 sums (1e-6
     of the largest entry). A run must be able to move to a machine of another shape; its feedback
@@ -187,14 +282,15 @@ def test_checkpoint_goes_on_on_another_mesh(tmp_path):
     then = small.program(small.config("direct_feedback_alignment"), small.mesh(4, 2))
     rows = small.order(3)
     begun, _ = loop.run_steps(small.state(first), small.data(first.mesh), rows, 3, program=first)
-    with checkpoint.Checkpoints(tmp_path / "checkpoints") as checkpoints:
-        checkpoints.save(begun)
-    with checkpoint.Checkpoints(tmp_path / "checkpoints") as checkpoints:
+    config = small.config("direct_feedback_alignment")
+    with checkpoint.Checkpoints(tmp_path / "checkpoints", config) as checkpoints:
+        checkpoints.save(begun, checkpoint.Progress())
+    with checkpoint.Checkpoints(tmp_path / "checkpoints", config) as checkpoints:
         shardings = sharding.state_shardings(then.mesh, begun)
         like = jax.tree.map(
             lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), begun, shardings
         )
-        moved = checkpoints.restore(like)
+        moved, _ = checkpoints.restore(like, 3)
     helpers.assert_identical(small.plain(moved), small.plain(begun))
     assert moved.params["layer_0"]["Dense_0"]["kernel"].sharding.mesh.shape == then.mesh.shape
     assert not moved.rule_state["layer_0"].sharding.is_fully_replicated

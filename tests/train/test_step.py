@@ -130,7 +130,7 @@ def run(program, chunks, order):
         state, found = loop.run_steps(
             state, small.data(program.mesh), rows, length, program=program
         )
-        totals = {name: totals[name] + float(found[name]) for name in totals}
+        totals = {name: totals[name] + float(found[name].sum()) for name in totals}
         begin += length
     return small.plain(state), totals
 
