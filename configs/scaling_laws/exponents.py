@@ -3,7 +3,7 @@
 Paper: Filipovich, Cappelli, Hesslow and Launay (2022), Scaling Laws Beyond Backpropagation, arXiv
     2210.14593, the fitted exponents
 Command: python scripts/reproduce.py scaling_laws/exponents
-Time: 240 min on 2 cores, shared with scaling_laws/frontier
+Time: 160 min on 2 cores, shared with scaling_laws/frontier
 Expect: BP falls faster than DFA, and DFA faster than the shallow control. Neither the paper's
     exponents nor their ratios need come out on other text, at other sizes, in other tokens.
 

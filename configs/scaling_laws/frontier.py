@@ -3,7 +3,7 @@
 Paper: Filipovich, Cappelli, Hesslow and Launay (2022), Scaling Laws Beyond Backpropagation, arXiv
     2210.14593
 Command: python scripts/reproduce.py scaling_laws/frontier
-Time: 240 min on 2 cores
+Time: 160 min on 2 cores
 Expect: at every budget BP has a lower loss than DFA, and DFA than the shallow control, whose blocks
     stay as they were drawn; and the gap grows with compute, so that DFA's cheaper backward pass
     never pays, under any way of counting it.
@@ -100,7 +100,7 @@ RUNS = Recipe(
     title="Loss against compute: decoder Transformers under BP, DFA and a shallow control",
     paper="Filipovich, Cappelli, Hesslow and Launay (2022), Scaling Laws Beyond Backpropagation,"
     " arXiv 2210.14593",
-    minutes=240,
+    minutes=160,
     variants={
         f"{layers}x{width}/{arm}": config(layers, width, rule)
         for layers, width in SIZES

@@ -3,7 +3,7 @@
 Paper: Hoffmann et al. (2022), Training Compute-Optimal Large Language Models, arXiv 2203.15556,
     approaches 2 and 3, here for the arms of Filipovich et al. (2022), arXiv 2210.14593
 Command: python scripts/reproduce.py scaling_laws/isoflop
-Time: 240 min on 2 cores, shared with scaling_laws/frontier
+Time: 160 min on 2 cores, shared with scaling_laws/frontier
 Expect: under BP and DFA the best size grows with compute; under the shallow control, whose blocks
     learn nothing, a larger one is only a wider head on more random features. That the best size
     grows more slowly under DFA is a guess of ours: no source known to us has it.
