@@ -5,7 +5,7 @@ import sys
 
 from dfa_jax.errors import InputError
 from dfa_jax.report import catalogue
-from dfa_jax.train import TrainConfig, fit, interrupt
+from dfa_jax.train import TrainConfig, fit, hosts, interrupt
 from dfa_jax.train.cli import Parser, exit_on_bad_input, parse_config
 from dfa_jax.train.process import prepare_process
 
@@ -29,6 +29,7 @@ def main(arguments: list[str]) -> None:
     config = parse_config(start, options, parents=[parser])
     run_dir = run.run_dir or pathlib.Path("runs") / catalogue.plain(name)
     prepare_process()
+    hosts.join()
     result = fit(
         config,
         run_dir=run_dir,
@@ -36,6 +37,8 @@ def main(arguments: list[str]) -> None:
         overwrite=run.overwrite,
         progress=not run.quiet,
     )
+    if not hosts.is_first():
+        return
     final = result.record.final
     error = 100 * (1 - final.test_accuracy)
     print(f"test error {error:.2f} %, loss {final.test_loss:.4f}; {run_dir}")

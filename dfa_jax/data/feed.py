@@ -1,6 +1,7 @@
 """What the training loop asks for, of data on the device and of a `Stream` alike."""
 
 import concurrent.futures
+import functools
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
@@ -30,7 +31,7 @@ def dispatches(
     most_steps: int,
     sharding: Sharding,
     pace: Callable[[], int] | None = None,
-) -> Iterator[tuple[int, int, Batch, np.ndarray]]:
+) -> Iterator[tuple[int, int, Batch, np.ndarray | None]]:
     """Steps `start` to `end`, cut into dispatches of one shape.
 
     Of a stream, a dispatch has the examples of its own steps, as many as fit into `CHUNK_BYTES`.
@@ -43,12 +44,13 @@ def dispatches(
         start: first step.
         end: the step after the last.
         most_steps: of a dispatch.
-        sharding: where chunks of a stream are put.
+        sharding: where chunks of a stream are put, whose axes are steps, examples, ...
         pace: asked for the number of steps of each dispatch, `most_steps` without it.
 
     Yields:
         First step, step after the last, data, and the rows of the data that make each step,
-        `[steps, batch_size]` int32. The last dispatch may have fewer steps than rows.
+        `[steps, batch_size]` int32; of a stream, the data are the steps' own, `[steps, batch_size,
+        ...]`, and there are no rows. The last dispatch may have fewer steps than that.
     """
     size = source.batch_size
     if isinstance(data, Stream):
@@ -63,12 +65,37 @@ def dispatches(
 
     def chunk(span: tuple[int, int]) -> Batch:
         begin, stop = span
-        examples = data.take(source.indices(begin, stop - begin).ravel())
-        return jax.device_put(_padded(examples, most_steps * size), sharding)
+        order = source.indices(begin, stop - begin)
+        return _placed_steps(data, order, most_steps, sharding)
 
-    rows = np.arange(most_steps * size, dtype=np.int32).reshape(most_steps, size)
     for (begin, stop), examples in prefetched(lambda span: (span, chunk(span)), spans):
-        yield begin, stop, examples, rows
+        yield begin, stop, examples, None
+
+
+def _placed_steps(data: Stream, order: np.ndarray, most: int, sharding: Sharding) -> Batch:
+    """The examples of these steps, `[most, batch, ...]`, with zeros behind the last step.
+
+    Each process reads the examples of its own devices alone, each of them once.
+    """
+    shape = (most, order.shape[1])
+
+    @functools.cache
+    def read(first: int, last: int) -> Batch:
+        own = order[:, first:last]
+        examples = data.take(own.ravel())
+        steps = jax.tree.map(lambda a: a.reshape(*own.shape, *a.shape[1:]), examples)
+        return _padded(steps, most)
+
+    def placed(field: str) -> jax.Array:
+        one = getattr(data, field)
+
+        def part(index: tuple[slice, ...]) -> np.ndarray:
+            first, last, _ = index[1].indices(shape[1])
+            return getattr(read(first, last), field)
+
+        return jax.make_array_from_callback((*shape, *one.shape[1:]), sharding, part)
+
+    return Batch(placed("inputs"), placed("targets"))
 
 
 def _spans(start: int, end: int, most: int, pace: Callable[[], int]) -> Iterator[tuple[int, int]]:

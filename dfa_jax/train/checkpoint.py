@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 from jaxtyping import Array, UInt32
 
 from dfa_jax.errors import InputError
@@ -113,9 +114,12 @@ class Checkpoints:
     def set_aside(self, step: int) -> pathlib.Path:
         """Moves a checkpoint out of the way, to where it can be looked at."""
         aside = self._directory.with_name("damaged") / str(step)
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.parent.mkdir(exist_ok=True)
-        (self._directory / str(step)).rename(aside)
+        if jax.process_index() == 0:
+            shutil.rmtree(aside, ignore_errors=True)
+            aside.parent.mkdir(exist_ok=True)
+            (self._directory / str(step)).rename(aside)
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices(f"set aside {step}")
         self._manager.reload()
         return aside
 
@@ -127,7 +131,10 @@ def digest(state: TrainState) -> UInt32[np.ndarray, " leaves"]:
 
     over the indices `i`: in integers, so that no order of summation matters.
     """
-    return np.asarray(_digest(_parts(state)))
+    found = _digest(_parts(state))
+    if jax.process_count() > 1:
+        found = multihost_utils.process_allgather(found, tiled=True)
+    return np.asarray(found)
 
 
 @jax.jit

@@ -1,9 +1,11 @@
 """The compiled functions of the loop: draw a state, take many steps, evaluate, measure."""
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from dfa_jax import metrics
@@ -23,14 +25,14 @@ def draw_state(
 ) -> TrainState:
     """`init_state` on the devices where the state stays; one compilation serves every seed."""
     state = init_state(key, batch, feedback_key=feedback_key, **program.initial_parts)
-    return jax.lax.with_sharding_constraint(state, sharding.state_shardings(program.mesh, state))
+    return _stays(state, program)
 
 
 @functools.partial(jax.jit, static_argnames="program", donate_argnames="state")
 def run_steps(
     state: TrainState,
     data: Batch,
-    order: Int[Array, "most batch"],
+    order: Int[Array, "most batch"] | None,
     num_steps: int | Int[Array, ""],
     rate_factors: Float[Array, " most"] | None = None,
     *,
@@ -38,18 +40,20 @@ def run_steps(
 ) -> tuple[TrainState, dict[str, Array]]:
     """The first `num_steps` rows of `order` as steps; loss and accuracy of each, zeros behind them.
 
-    The learning rate of each step is multiplied by its factor, if there are any.
+    Without an order, `data` has the steps in front, `[most, batch, ...]`. The learning rate of each
+    step is multiplied by its factor, if there are any.
     """
+    most = len(data.targets if order is None else order)
 
     def one(i, carry):
         state, noted = carry
         factor = None if rate_factors is None else rate_factors[i]
-        state, found = _step(state, data, order[i], factor, program)
+        rows = i if order is None else order[i]
+        state, found = _step(state, data, rows, factor, program)
         return state, _noted(noted, i, found)
 
-    state, noted = jax.lax.fori_loop(0, num_steps, one, (state, _nothing(len(order))))
-    shardings = sharding.state_shardings(program.mesh, state)
-    return jax.lax.with_sharding_constraint(state, shardings), noted
+    state, noted = jax.lax.fori_loop(0, num_steps, one, (state, _nothing(most)))
+    return _stays(state, program), _everywhere(noted, program)
 
 
 @functools.partial(jax.jit, static_argnames="program", donate_argnames="states")
@@ -75,10 +79,22 @@ def run_steps_together(
     begin = (stacked, _nothing(len(order), number))
     stacked, noted = jax.lax.fori_loop(0, num_steps, one, begin)
     apart = [jax.tree.map(lambda leaf, i=i: leaf[i], stacked) for i in range(number)]
-    shardings = sharding.state_shardings(program.mesh, apart[0])
-    states = tuple(jax.lax.with_sharding_constraint(state, shardings) for state in apart)
-    own = tuple(jax.tree.map(lambda leaf, i=i: leaf[:, i], noted) for i in range(number))
-    return states, own
+    own = [jax.tree.map(lambda leaf, i=i: leaf[:, i], noted) for i in range(number)]
+    return (
+        tuple(_stays(state, program) for state in apart),
+        tuple(_everywhere(one, program) for one in own),
+    )
+
+
+def _stays(state: TrainState, program: Program) -> TrainState:
+    """The state on the devices where it belongs."""
+    shardings = sharding.state_shardings(program.mesh, state)
+    return jax.lax.with_sharding_constraint(state, shardings)
+
+
+def _everywhere(found: dict[str, Array], program: Program) -> dict[str, Array]:
+    """Numbers on every device, where every process can fetch them."""
+    return jax.lax.with_sharding_constraint(found, sharding.replicated(program.mesh))
 
 
 def _nothing(*shape: int) -> dict[str, Array]:
@@ -93,11 +109,11 @@ def _noted(noted: dict[str, Array], i: Array, found: dict[str, Array]) -> dict[s
 def _step(
     state: TrainState,
     data: Batch,
-    rows: Int[Array, " batch"],
+    rows: Int[Array, " batch"] | Int[Array, ""],
     rate_factor: Float[Array, ""] | None,
     program: Program,
 ) -> tuple[TrainState, dict[str, Array]]:
-    """One step on these examples."""
+    """One step on these examples, or those of this step."""
     batch = jax.tree.map(lambda a: a[rows], data)
     batch = jax.lax.with_sharding_constraint(batch, sharding.over_batch(program.mesh))
     return train_step(state, batch, rate_factor=rate_factor, **program.parts)
@@ -109,8 +125,15 @@ def evaluate(
 ) -> dict[str, Array]:
     """Mean loss and accuracy over a whole set, of the readout if the program has one."""
 
-    def one(example: Batch) -> dict[str, Array]:
-        batch = jax.tree.map(lambda a: a[None], example)
+    number = len(data.targets)
+    shards = program.mesh.size // program.mesh.shape["model"]
+    most = max(1, min(_EVAL_EXAMPLES, _EVAL_TARGETS // data.targets[0].size, number))
+    at_once = math.ceil(most / shards) * shards
+    rows = np.arange(math.ceil(number / at_once) * at_once).reshape(-1, at_once)
+
+    def total(rows: Int[Array, " some"]) -> dict[str, Array]:
+        batch = jax.tree.map(lambda a: a[jnp.minimum(rows, number - 1)], data)
+        batch = jax.lax.with_sharding_constraint(batch, sharding.over_batch(program.mesh))
         if program.readout:
             outputs = program.readout.logits(readout, params, batch.inputs)
             loss = softmax_cross_entropy(outputs, batch.targets)
@@ -118,17 +141,19 @@ def evaluate(
             outputs = program.model.apply(params, batch.inputs)
             loss = LOSSES[program.loss](outputs, batch.targets)
         right = metrics.correct(outputs, batch.targets).astype(jnp.float32)
-        return {"loss": loss.mean(), "accuracy": right.mean()}
+        found = {"loss": loss, "accuracy": right}
+        each = {name: a.reshape(len(rows), -1).mean(1) for name, a in found.items()}
+        return {name: jnp.where(rows < number, a, 0).sum() for name, a in each.items()}
 
-    at_once = max(1, min(_EVAL_EXAMPLES, _EVAL_TARGETS // data.targets[0].size))
-    found = jax.lax.map(one, data, batch_size=at_once)
-    return jax.tree.map(jnp.mean, found)
+    totals = jax.lax.map(total, rows)
+    return _everywhere({name: a.sum() / number for name, a in totals.items()}, program)
 
 
-@jax.jit
-def all_finite(params: Params) -> Bool[Array, ""]:
+@functools.partial(jax.jit, static_argnames="program")
+def all_finite(params: Params, *, program: Program) -> Bool[Array, ""]:
     """Whether no parameter is infinite or NaN."""
-    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(params)]).all()
+    found = jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(params)]).all()
+    return jax.lax.with_sharding_constraint(found, sharding.replicated(program.mesh))
 
 
 @functools.partial(jax.jit, static_argnames="program")
@@ -138,6 +163,7 @@ def measure_sites(state: TrainState, batch: Batch, *, program: Program) -> dict[
     key = jax.random.fold_in(state.key, state.step)
     if program.views:
         batch = program.views(key, batch)
-    return metrics.site_metrics(
+    found = metrics.site_metrics(
         key, program.model, program.rule, loss_fn, state.params, state.rule_state, batch
     )
+    return _everywhere(found, program)

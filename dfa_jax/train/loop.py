@@ -12,7 +12,7 @@ import pathlib
 import sys
 import time
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 import tqdm
@@ -22,7 +22,7 @@ from dfa_jax.data import EpochShuffle, Stream, feed
 from dfa_jax.data.base import check_labels
 from dfa_jax.errors import InputError
 from dfa_jax.train import config as configs
-from dfa_jax.train import interrupt
+from dfa_jax.train import hosts, interrupt, sharding
 from dfa_jax.train.checkpoint import DamagedError
 from dfa_jax.train.compiled import draw_state as draw_state
 from dfa_jax.train.compiled import evaluate as evaluate
@@ -35,6 +35,16 @@ from dfa_jax.train.run import STEPS_PER_DISPATCH, Data, Files, Result, Run
 from dfa_jax.types import Batch
 
 _Noted = Sequence[dict[str, Array]]
+
+
+class _Pending(NamedTuple):
+    """A dispatch under way: its steps, what they will have found, and what was asked meanwhile."""
+
+    begin: int
+    stop: int
+    noted: _Noted
+    asked: Any
+
 
 SECONDS_BETWEEN_CHECKPOINTS = 600.0
 """A run that is not evaluated for so long is saved all the same."""
@@ -101,6 +111,7 @@ def fit_together(
         InputError: as in `fit`, or the runs differ in something else.
     """
     config = _common(members)
+    hosts.agree(config)
     dataset = config.data.load()
     check_labels(dataset)
     if not np.issubdtype(dataset.train.targets.dtype, np.integer):
@@ -159,7 +170,7 @@ def _train(runs: Sequence[Run], progress: bool) -> list[Result]:
         initial=step,
         unit="step",
         desc=rule_name(program.rule),
-        disable=not progress,
+        disable=not (progress and hosts.is_first()),
     ) as bar:
         for end in (end for end in runs[0].ends if end > runs[0].since):
             _advance(runs, step, end, pace, bar)
@@ -181,16 +192,18 @@ def _begin(runs: Sequence[Run]) -> int:
     said = []
     while shared := set.intersection(*(set(run.kept) for run in runs)):
         step = max(shared)
-        run = runs[0]
-        try:
-            for run in runs:
+        for run in runs:
+            try:
                 run.restore(step)
+            except DamagedError as error:
+                assert run.files
+                aside = run.files.checkpoints.set_aside(step)
+                said.append(f"{error}; moved to {aside}")
+                if hosts.is_first():
+                    print(said[-1], file=sys.stderr)
+                break
+        else:
             return step
-        except DamagedError as error:
-            assert run.files
-            aside = run.files.checkpoints.set_aside(step)
-            said.append(f"{error}; moved to {aside}")
-            print(said[-1], file=sys.stderr)
     if said:
         raise InputError(f"{said[-1]}; no other is left: start again with --overwrite")
     if apart := [run.kept for run in runs if len(run.kept) > 1]:
@@ -227,7 +240,7 @@ def _advance(runs: Sequence[Run], start: int, end: int, pace: Pace, bar: tqdm.tq
     Raises:
         Interrupted: the process was asked to stop; the state is saved.
     """
-    pending: tuple[int, int, _Noted] | None = None
+    pending: _Pending | None = None
     first = runs[0]
     dispatches = feed.dispatches(
         first.data.train,
@@ -236,29 +249,37 @@ def _advance(runs: Sequence[Run], start: int, end: int, pace: Pace, bar: tqdm.tq
         end,
         most_steps=STEPS_PER_DISPATCH,
         pace=lambda: pace.steps,
-        sharding=first.everywhere,
+        sharding=sharding.over_steps(first.program.mesh),
     )
-    clock = time.perf_counter()
+    clock, seconds = time.perf_counter(), 0.0
     for dispatch in itertools.chain(dispatches, [None]):
         finished, pending = pending, None
         if dispatch:
-            pending = (*dispatch[:2], _dispatch(runs, *dispatch))
-        if finished:
-            _fetch(runs, *finished, bar)
-            clock, before = time.perf_counter(), clock
-            pace.took(clock - before)
-        if pending and (interrupt.requested() or _is_due(runs)):
-            _fetch(runs, *pending, bar)
+            begin, stop, data, order = dispatch
+            noted = _dispatch(runs, begin, stop, data, order)
+            pending = _Pending(begin, stop, noted, _asked(first, seconds))
+        if not finished:
+            continue
+        is_asked, is_due, slowest = _fetch(runs, finished, bar)
+        pace.took(slowest)
+        clock, before = time.perf_counter(), clock
+        seconds = clock - before
+        if pending and (is_asked or is_due):
+            _fetch(runs, pending, bar)
             pending = None
-            if interrupt.requested():
-                _stop(runs)
-            for run in runs:
+            for run in () if is_asked else runs:
                 run.save()
+        if is_asked:
+            _stop(runs)
 
 
-def _is_due(runs: Sequence[Run]) -> bool:
-    """Whether the last checkpoint is old."""
-    return bool(runs[0].files) and time.perf_counter() - runs[0].saved > SECONDS_BETWEEN_CHECKPOINTS
+def _asked(run: Run, seconds: float) -> Array | np.ndarray:
+    """Whether to stop, whether a checkpoint is due, and the last dispatch's time, for all alike.
+
+    Processes that decided by themselves would take different steps.
+    """
+    is_due = bool(run.files) and time.perf_counter() - run.saved > SECONDS_BETWEEN_CHECKPOINTS
+    return hosts.most(run.program.mesh, interrupt.requested(), is_due, seconds)
 
 
 def _stop(runs: Sequence[Run]) -> NoReturn:
@@ -270,15 +291,18 @@ def _stop(runs: Sequence[Run]) -> NoReturn:
     raise Interrupted(f"stopped after step {step} of {last}; {rest}")
 
 
-def _dispatch(runs: Sequence[Run], begin: int, stop: int, data: Batch, order: np.ndarray) -> _Noted:
+def _dispatch(
+    runs: Sequence[Run], begin: int, stop: int, data: Batch, order: np.ndarray | None
+) -> _Noted:
     """Lets all runs take these steps; `order` is that of the first one."""
     program, number = runs[0].program, stop - begin
     if len(runs) == 1:
         (run,) = runs
         # ones: a branch that decays the rate is then the same program with other factors
-        whole = np.ones(len(order), np.float32)
+        whole = np.ones(len(data.targets if order is None else order), np.float32)
         run.state, noted = run_steps(run.state, data, order, number, whole, program=program)
         return [noted]
+    assert order is not None  # streams were refused
     orders = np.zeros((len(order), len(runs), order.shape[1]), np.int32)
     orders[:number] = np.stack([run.source.indices(begin, number) for run in runs], 1)
     rates = np.array([run.config.optimizer.learning_rate for run in runs])
@@ -290,8 +314,9 @@ def _dispatch(runs: Sequence[Run], begin: int, stop: int, data: Batch, order: np
     return noted
 
 
-def _fetch(runs: Sequence[Run], begin: int, stop: int, noted: _Noted, bar: tqdm.tqdm) -> None:
-    """Waits for a dispatch, has its metrics noted, and shows their means."""
+def _fetch(runs: Sequence[Run], pending: "_Pending", bar: tqdm.tqdm) -> list[float]:
+    """Waits for a dispatch, has its metrics noted, and shows their means; what was asked."""
+    begin, stop, noted, asked = pending
     for run, found in zip(runs, noted, strict=True):
         run.note(begin, stop, found)
     shown = {
@@ -300,3 +325,4 @@ def _fetch(runs: Sequence[Run], begin: int, stop: int, noted: _Noted, bar: tqdm.
     }
     bar.set_postfix({name: f"{value:.4f}" for name, value in shown.items()})
     bar.update(stop - begin)
+    return np.asarray(asked).tolist()

@@ -67,7 +67,9 @@ def make_program(config: TrainConfig, dataset: Dataset, num_steps: int) -> Progr
     Raises:
         InputError: the devices, or the data, do not fit the configuration.
     """
-    mesh = sharding.make_mesh(model_axis=config.model_axis, batch_size=config.batch_size)
+    mesh = sharding.make_mesh(
+        fsdp_axis=config.fsdp_axis, model_axis=config.model_axis, batch_size=config.batch_size
+    )
     views = _checked_views(config, dataset)
     rows = config.batch_size * (views.per_image if views else 1)
     model = _checked_model(config, dataset, rows)

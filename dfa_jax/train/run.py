@@ -1,11 +1,12 @@
 """One run in progress: its state, its curve, and what it writes."""
 
 import contextlib
+import dataclasses
 import functools
 import math
 import pathlib
 import time
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -16,7 +17,7 @@ from dfa_jax import tree
 from dfa_jax.data import Dataset, EpochShuffle, Stream, feed
 from dfa_jax.errors import DivergedError
 from dfa_jax.models import Model
-from dfa_jax.train import compiled, interrupt, sharding
+from dfa_jax.train import compiled, hosts, interrupt, sharding
 from dfa_jax.train.checkpoint import Checkpoints, Progress
 from dfa_jax.train.config import TrainConfig, rule_name, to_dict
 from dfa_jax.train.directory import RunDirectory
@@ -61,7 +62,7 @@ class Files(NamedTuple):
 
     directory: RunDirectory
     checkpoints: Checkpoints
-    writer: tensorboardX.SummaryWriter
+    writer: tensorboardX.SummaryWriter | None
 
     @classmethod
     def open(
@@ -73,12 +74,37 @@ class Files(NamedTuple):
         resume: bool,
         overwrite: bool,
     ) -> "Files":
-        """The run's files, closed with the stack: an open writer fails at the interpreter's end."""
-        directory = RunDirectory.open(path, config, resume=resume, overwrite=overwrite)
+        """The run's files, closed with the stack: an open writer fails at the interpreter's end.
+
+        The first of several processes has the directory to itself; all write checkpoints.
+        """
+
+        def claim() -> None:
+            RunDirectory.open(path, config, resume=resume, overwrite=overwrite)
+
+        hosts.from_first(claim)
+        directory, writer = RunDirectory(path), None
         checkpoints = stack.enter_context(Checkpoints(directory.checkpoints, config))
-        writer = tensorboardX.SummaryWriter(str(directory.tensorboard))
-        stack.enter_context(contextlib.closing(writer))
+        if hosts.is_first():
+            writer = tensorboardX.SummaryWriter(str(directory.tensorboard))
+            stack.enter_context(contextlib.closing(writer))
         return cls(directory, checkpoints, writer)
+
+    def curve_until(self, step: int) -> list[Evaluation]:
+        """See `RunDirectory.curve_until`; at step 0 it begins, and refuses to begin again."""
+
+        def read() -> list[dict[str, Any]]:
+            if not step:
+                self.directory.check_begun()
+            return [dataclasses.asdict(one) for one in self.directory.curve_until(step)]
+
+        return [Evaluation(**fields) for fields in hosts.from_first(read)]
+
+    def add(self, evaluation: Evaluation) -> None:
+        """Writes a point of the curve."""
+        if self.writer:
+            self.directory.append(evaluation)
+            _write_scalars(self.writer, evaluation)
 
 
 class Run:
@@ -114,8 +140,7 @@ class Run:
     def start(self) -> None:
         """Draws the state on the devices where it stays."""
         if self.files:
-            self.files.directory.check_begun()
-            self.curve = self.files.directory.curve_until(0)
+            self.curve = self.files.curve_until(0)
         self.state = compiled.draw_state(
             *seed_keys(self.config), self._example(), program=self.program
         )
@@ -134,7 +159,7 @@ class Run:
             lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, shardings
         )
         self.state, progress = self.files.checkpoints.restore(like, step)
-        self.curve = self.files.directory.curve_until(progress.since)
+        self.curve = self.files.curve_until(progress.since) if progress.since else []
         self._stand_at(progress)
 
     def _example(self) -> Batch:
@@ -175,8 +200,7 @@ class Run:
         self._stand_at(Progress(step, {}, self.elapsed_before))
         if self.files:
             # The curve goes first: a point without a checkpoint is made again on resume.
-            self.files.directory.append(evaluation)
-            _write_scalars(self.files.writer, evaluation)
+            self.files.add(evaluation)
             self.save()
 
     def save(self) -> None:
@@ -189,7 +213,7 @@ class Run:
         if not self.files:
             return
         step = int(self.state.step)
-        if not compiled.all_finite(self.state.params):
+        if not compiled.all_finite(self.state.params, program=self.program):
             self.check_finite(math.nan, f"the parameters are not finite after step {step}")
         progress = Progress(self.since, self.sums, self._elapsed())
         self.files.checkpoints.save(self.state, progress)
@@ -209,7 +233,7 @@ class Run:
             environment=environment(),
             curve=tuple(self.curve),
         )
-        if self.files:
+        if self.files and hosts.is_first():
             self.files.directory.finish(record)
         return Result(record, self.program.model, self.state)
 
@@ -265,11 +289,12 @@ class Run:
             step,
             step + number,
             most_steps=STEPS_PER_DISPATCH,
-            sharding=self.everywhere,
+            sharding=sharding.over_steps(self.program.mesh),
         ):
-            if interrupt.requested():
+            if hosts.most(self.program.mesh, interrupt.requested())[0]:
                 raise Interrupted
-            left = 1 - (np.arange(begin, begin + len(order)) - step) / number
+            most = len(data.targets if order is None else order)
+            left = 1 - (np.arange(begin, begin + most) - step) / number
             factors = np.maximum(left, 0).astype(np.float32)
             branch, _ = compiled.run_steps(
                 branch, data, order, stop - begin, factors, program=self.program

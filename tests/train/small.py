@@ -1,11 +1,12 @@
 """Runs small enough to repeat many times: 64 digits, 16 hidden units twice, four steps an epoch."""
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh
+from jax.sharding import Mesh
 
 from dfa_jax.data import ImageData
 from dfa_jax.models import MLP, from_linen
@@ -32,11 +33,10 @@ def config(rule: str = "backprop", **changes: Any) -> TrainConfig:
     return dataclasses.replace(plain, **changes)
 
 
-def mesh(data: int = 1, model: int = 1) -> Mesh:
-    """The first `data x model` devices."""
-    axis_types = (AxisType.Auto, AxisType.Auto)
-    devices = jax.devices()[: data * model]
-    return jax.make_mesh((data, model), ("data", "model"), axis_types=axis_types, devices=devices)
+def mesh(data: int = 1, model: int = 1, fsdp: int = 1) -> Mesh:
+    """The first `data x fsdp x model` devices."""
+    shape = (data, fsdp, model)
+    return sharding.mesh_of(shape, jax.devices()[: math.prod(shape)])
 
 
 def program(config: TrainConfig, on: Mesh) -> loop.Program:

@@ -1,0 +1,162 @@
+"""Several processes as one run: hosts of a TPU slice, tasks of Slurm, any that see one folder.
+
+Every process runs the same program. The first one alone writes files and talks; what it finds wrong
+with them is raised in all, so that none waits for another that has given up.
+
+| environment | processes |
+| --- | --- |
+| `DFA_JAX_COORDINATOR=host:port`, `DFA_JAX_NUM_PROCESSES`, `DFA_JAX_PROCESS_ID` | as it says |
+| inside of `srun` with several tasks | those tasks |
+| `DFA_JAX_DISTRIBUTED=1` | what JAX detects: a TPU slice, Open MPI, Kubernetes |
+| else | this one alone |
+"""
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Float
+
+from dfa_jax.errors import InputError
+from dfa_jax.train.config import changes, to_dict
+
+Found = TypeVar("Found")
+
+_NAMES = ("DFA_JAX_COORDINATOR", "DFA_JAX_NUM_PROCESSES", "DFA_JAX_PROCESS_ID")
+
+
+def join(environment: Mapping[str, str] = os.environ) -> None:
+    """Finds the other processes of this run, if the environment names any; before any other work.
+
+    They have `DFA_JAX_TIMEOUT` seconds (300) to come together.
+
+    Raises:
+        InputError: a variable is missing or has no such value, or not all came in time.
+    """
+    options = _options(environment)
+    if options is None:
+        return
+    timeout = _number(environment, "DFA_JAX_TIMEOUT", 300)
+    if jax.config.jax_platforms in (None, "cpu"):
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    try:
+        jax.distributed.initialize(**options, initialization_timeout=timeout)
+    except (RuntimeError, ValueError) as error:
+        named = ", ".join(f"{name} {value}" for name, value in options.items()) or "as JAX detects"
+        said = " ".join(str(error).split())[:160]
+        raise InputError(
+            f"the processes of this run ({named}) did not come together in {timeout} s ({said});"
+            " check that all are started and reach that address"
+        ) from error
+
+
+def _options(environment: Mapping[str, str]) -> dict[str, Any] | None:
+    """What `jax.distributed.initialize` is to be told; None for a process of its own."""
+    given = [name for name in _NAMES if environment.get(name)]
+    if given:
+        if missing := [name for name in _NAMES if name not in given]:
+            raise InputError(f"{given[0]} is set and {missing[0]} is not; set {', '.join(_NAMES)}")
+        address = environment[_NAMES[0]]
+        number, own = (_number(environment, name, 0) for name in _NAMES[1:])
+        if ":" not in address or number < 1 or not 0 <= own < number:
+            raise InputError(
+                f"{_NAMES[0]} is '{address}', {_NAMES[1]} {number}, {_NAMES[2]} {own}; expected"
+                " host:port, a number of processes, and which of them this is, from 0"
+            )
+        return {"coordinator_address": address, "num_processes": number, "process_id": own}
+    tasks = _number(environment, "SLURM_STEP_NUM_TASKS", 1)
+    if tasks > 1 or environment.get("DFA_JAX_DISTRIBUTED", "0") != "0":
+        return {}
+    return None
+
+
+def _number(environment: Mapping[str, str], name: str, default: int) -> int:
+    text = environment.get(name, str(default))
+    if not text.isdecimal():
+        raise InputError(f"{name} is '{text}'; expected a whole number")
+    return int(text)
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes and talks."""
+    return jax.process_index() == 0
+
+
+def from_first(function: Callable[[], Found]) -> Found:
+    """What the function returns in the first process, JSON-able, told to all.
+
+    Raises:
+        InputError: the function did, in the first process.
+    """
+    if jax.process_count() == 1:
+        return function()
+    told: dict[str, Any] = {}
+    if is_first():
+        try:
+            told = {"found": function()}
+        except InputError as error:
+            told = {"error": str(error)}
+    told = json.loads(_tell(json.dumps(told)))
+    if "error" in told:
+        raise InputError(told["error"])
+    return told["found"]
+
+
+def agree(config: Any) -> None:
+    """Refuses processes that were given another configuration than the first.
+
+    Raises:
+        InputError: in all processes; those that differ name the first setting in which they do.
+    """
+    if jax.process_count() == 1:
+        return
+    first = from_first(lambda: to_dict(config))
+    found = changes(first, config)
+    differ = np.flatnonzero(multihost_utils.process_allgather(np.array(bool(found))))
+    if differ.size:
+        what = f" (here {found[0]})" if found else ""
+        raise InputError(
+            f"process {differ[0]} of {jax.process_count()} has another configuration than process"
+            f" 0{what}; give all the same one"
+        )
+
+
+def any_failed(error: InputError | None) -> None:
+    """Raises in all processes what was found in any of them."""
+    if jax.process_count() == 1:
+        if error:
+            raise error
+        return
+    failed = np.flatnonzero(multihost_utils.process_allgather(np.array(error is not None)))
+    if error:
+        raise error
+    if failed.size:
+        raise InputError(f"process {failed[0]} of {jax.process_count()} cannot go on; it says why")
+
+
+def most(mesh: Mesh, *values: float) -> Float[np.ndarray | Array, " values"]:
+    """The largest of each value over all processes; fetch it when it is needed."""
+    own = np.array(values, np.float32)
+    if jax.process_count() == 1:
+        return own
+    everyone = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+    shape = (mesh.size, len(own))
+    all_values = jax.make_array_from_callback(shape, everyone, lambda index: own[None])
+    return _most(all_values, NamedSharding(mesh, PartitionSpec()))
+
+
+def _tell(text: str) -> str:
+    """The first process's text, in all."""
+    content = np.frombuffer(text.encode(), np.uint8)
+    size = int(multihost_utils.broadcast_one_to_all(np.array(len(content))))
+    padded = np.resize(content, size) if is_first() else np.zeros(size, np.uint8)
+    return np.asarray(multihost_utils.broadcast_one_to_all(padded)).tobytes().decode()
+
+
+def _most(values: Array, everywhere: NamedSharding) -> Array:
+    return jax.jit(lambda a: a.max(0), out_shardings=everywhere)(values)
