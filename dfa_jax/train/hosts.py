@@ -11,8 +11,11 @@ with them is raised in all, so that none waits for another that has given up.
 | else | this one alone |
 """
 
+import contextlib
 import json
 import os
+import socket
+import time
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -44,6 +47,8 @@ def join(environment: Mapping[str, str] = os.environ) -> None:
     timeout = _number(environment, "DFA_JAX_TIMEOUT", 300)
     if jax.config.jax_platforms in (None, "cpu"):
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    if options:
+        _meet(*options.values(), timeout)
     try:
         jax.distributed.initialize(**options, initialization_timeout=timeout)
     except (RuntimeError, ValueError) as error:
@@ -80,6 +85,80 @@ def _number(environment: Mapping[str, str], name: str, default: int) -> int:
     if not text.isdecimal():
         raise InputError(f"{name} is '{text}'; expected a whole number")
     return int(text)
+
+
+def _meet(address: str, number: int, own: int, timeout: int) -> None:
+    """Returns in all processes once all have come.
+
+    JAX waits for them too, and aborts the process, with a stack trace, when they do not come.
+
+    Raises:
+        InputError: they have not in `timeout` seconds, or two are the same one; it says which.
+    """
+    host, _, port = address.rpartition(":")
+    deadline = time.monotonic() + timeout
+    place = f"{_NAMES[0]} {address}"
+    try:
+        if own:
+            _call((host, int(port)), own, deadline)
+        else:
+            _await((host, int(port)), set(range(1, number)), deadline)
+    except _MissingError as error:
+        raise InputError(
+            f"{error} at {place} in {timeout} s; start all {number} and check that they reach it"
+        ) from error
+    except OSError as error:
+        raise InputError(
+            f"{place} cannot be used by process {own} of {number} in {timeout} s ({error}); it must"
+            " be an address of process 0 with a free port that the others reach"
+        ) from error
+
+
+class _MissingError(Exception):
+    """Who has not come."""
+
+
+def _await(place: tuple[str, int], missing: set[int], deadline: float) -> None:
+    """The first process: waits for the others' numbers, and then tells them to go on."""
+    calls = []
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(socket.create_server(("", place[1])))
+        while missing:
+            server.settimeout(max(deadline - time.monotonic(), 0.01))
+            try:
+                call, _ = server.accept()
+                stack.enter_context(call)
+                call.settimeout(1.0)
+                own = int(call.recv(16) or -1)
+            except TimeoutError:
+                if time.monotonic() > deadline:
+                    who = ", ".join(map(str, sorted(missing)))
+                    raise _MissingError(f"process {who} did not come") from None
+                continue
+            except ValueError:
+                continue  # a stranger
+            if own in missing:
+                missing.remove(own)
+                calls.append(call)
+        for call in calls:
+            call.sendall(b"go")
+
+
+def _call(place: tuple[str, int], own: int, deadline: float) -> None:
+    """Another process: tells the first one its number, and waits for its word."""
+    while True:
+        left = deadline - time.monotonic()
+        try:
+            with socket.create_connection(place, timeout=max(left, 0.01)) as call:
+                call.sendall(str(own).encode())
+                if call.recv(2) == b"go":
+                    return
+        except OSError:
+            if left <= 0:
+                raise
+        if left <= 0:
+            raise _MissingError("the others, or process 0, did not come")
+        time.sleep(min(0.2, left))
 
 
 def is_first() -> bool:

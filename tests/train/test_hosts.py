@@ -5,6 +5,8 @@ Oracle: the same run in one process on the same number of devices.
 
 import json
 import os
+import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -13,11 +15,13 @@ import jax
 import numpy as np
 import pytest
 
-from dfa_jax.train import fit
+from dfa_jax.errors import InputError
+from dfa_jax.train import fit, hosts
+from tests import helpers
 from tests.train import small
 from tests.train.test_resume import ROOTS
 
-RULE = {"rule": "direct_feedback_alignment", "optimizer": None}
+RULE = "direct_feedback_alignment"
 
 
 def free_port():
@@ -62,17 +66,100 @@ def curve(folder):
 @pytest.fixture(scope="module")
 def alone():
     """The run of one process on eight devices."""
-    return fit(small.config(RULE["rule"]), progress=False)
+    return fit(small.config(RULE), progress=False)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "devices"), [(2, 4), (4, 2), (4, 1)])
 def test_processes_do_not_matter(tmp_path, alone, number, devices):
     """Exact equivalence, up to the order of float32 sums."""
-    codes, said = run(tmp_path / "run", number, devices, {"rule": RULE["rule"]})
+    codes, said = run(tmp_path / "run", number, devices, {"rule": RULE})
     assert codes == [0] * number, said
     found = curve(tmp_path / "run")
     assert len(found) == 3
     for ours, theirs in zip(found, alone.record.curve, strict=True):
         np.testing.assert_allclose(ours["train_loss"], theirs.train_loss, rtol=1e-5)
         np.testing.assert_allclose(ours["test_loss"], theirs.test_loss, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_another_number_of_processes_goes_on(tmp_path, alone):
+    """The digest vouches for the bits of a checkpoint that two processes wrote and one reads; the curve
+    of a run that two begin and one ends is that of one left alone."""
+    folder = tmp_path / "run"
+    codes, said = run(folder, 2, 4, {"rule": RULE, "num_epochs": 3})
+    assert codes == [0, 0], said
+    (folder / "record.json").unlink()
+    shutil.rmtree(folder / "checkpoints" / "12")
+    resumed = fit(small.config(RULE), run_dir=folder, resume=True, progress=False)
+    helpers.assert_close(small.plain(resumed.state), small.plain(alone.state), 1e-4)
+    for ours, theirs in zip(resumed.record.curve, alone.record.curve, strict=True):
+        np.testing.assert_allclose(ours.test_loss, theirs.test_loss, rtol=1e-5)
+    assert not (folder / "damaged").exists()  # the digest of two processes is that of one
+
+
+@pytest.mark.slow
+def test_processes_that_disagree_are_refused(tmp_path):
+    """Documented contract: one line in every process, and the setting by name where it differs."""
+    given = [{"rule": RULE}, {"rule": RULE, "seed": 3}]
+    codes, said = run(tmp_path / "run", 2, 1, *given)
+    assert codes == [2, 2], said
+    assert all("process 1 of 2 has another configuration than process 0" in one for one in said)
+    assert "(here seed: 0 -> 3)" in said[1]
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_folder_that_is_taken_is_refused_by_all(tmp_path):
+    """Documented contract: what the first process finds wrong is said by every one."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    codes, said = run(tmp_path / "run", 2, 1, {"rule": RULE})
+    assert codes == [2, 2], said
+    assert all("exists and is not a run" in one for one in said)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("started", "message"),
+    [((0, 2), "process 1 did not come at"), ((1, 2), "cannot be used by process [12] of 3 in 5 s")],
+    ids=["one is missing", "the first is missing"],
+)
+def test_processes_that_never_come_are_not_waited_for(tmp_path, started, message):
+    """Documented contract: a bounded time, and one line in each process."""
+    codes, said = run(tmp_path / "run", 3, 1, {"rule": RULE}, timeout="5", started=started)
+    assert codes == [2, 2], said
+    assert re.search(message, said[0])
+    assert all(len(one.splitlines()) == 1 and "error:" in one for one in said), said
+
+
+ADDRESS = {
+    "DFA_JAX_COORDINATOR": "localhost:1234",
+    "DFA_JAX_NUM_PROCESSES": "2",
+    "DFA_JAX_PROCESS_ID": "1",
+}
+
+
+def test_environment_is_read():
+    """Documented contract."""
+    found = {"coordinator_address": "localhost:1234", "num_processes": 2, "process_id": 1}
+    assert hosts._options(ADDRESS) == found
+    assert hosts._options({}) is None
+    assert hosts._options({"SLURM_STEP_NUM_TASKS": "1"}) is None
+    assert hosts._options({"SLURM_STEP_NUM_TASKS": "4"}) == {}
+    assert hosts._options({"DFA_JAX_DISTRIBUTED": "1"}) == {}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"DFA_JAX_PROCESS_ID": ""}, "DFA_JAX_COORDINATOR is set and DFA_JAX_PROCESS_ID is not"),
+        ({"DFA_JAX_PROCESS_ID": "2"}, "DFA_JAX_PROCESS_ID 2; expected"),
+        ({"DFA_JAX_NUM_PROCESSES": "two"}, "DFA_JAX_NUM_PROCESSES is 'two'; expected a whole"),
+        ({"DFA_JAX_COORDINATOR": "here"}, "DFA_JAX_COORDINATOR is 'here'.*host:port"),
+    ],
+)
+def test_bad_environments_are_refused(change, message):
+    """Documented contract: the variable, its value, what was expected."""
+    with pytest.raises(InputError, match=message):
+        hosts._options(ADDRESS | change)
