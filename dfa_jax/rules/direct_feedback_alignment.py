@@ -32,6 +32,9 @@ class DirectFeedbackAlignment(SiteRule):
         feedback_scale: multiplies `B_l`.
         feedback_sharing: `per_site`, or `shared`: one wide matrix whose first columns serve
             narrower sites (scaled by the widest), as in Launay et al. (2020).
+        feedback_storage: `stored` in the rule's state, or `regenerated` from its key in every step:
+            the same numbers, which take up no memory between steps and none in a checkpoint. The
+            weights' alignment with them is not measured then.
         error_tap: where `e` is read: `logits`, or `last_hidden`, the input of what lies above the
             last site; then the feedback does not grow with the number of classes.
         error_encoding: `c(e)`: `full` e, its `sign`, or `ternary`: the sign where an example's
@@ -46,6 +49,7 @@ class DirectFeedbackAlignment(SiteRule):
     feedback_scaling: draw.Scaling = "site_width"
     feedback_scale: float = 1.0
     feedback_sharing: draw.Sharing = "per_site"
+    feedback_storage: draw.Storage = "stored"
     error_tap: sites.ErrorTap = "logits"
     error_encoding: ErrorEncoding = "full"
     ternary_threshold: float = 0.1
@@ -62,23 +66,24 @@ class DirectFeedbackAlignment(SiteRule):
         return self.error_tap
 
     def init(self, key, model, params, batch) -> tuple[Params, RuleState]:
-        """Draws the feedback, `{site: B_l}` or `{"shared": B}`."""
-        return params, draw.direct_feedback(
-            key,
-            model,
-            params,
-            batch,
-            distribution=self.feedback_distribution,
-            scaling=self.feedback_scaling,
-            scale=self.feedback_scale,
-            sharing=self.feedback_sharing,
-            error_tap=self.error_tap,
+        """Draws the feedback, `{site: B_l}` or `{"shared": B}`, or keeps its key."""
+        return params, self._feedback.init(key, model, params, batch)
+
+    @property
+    def _feedback(self) -> draw.DirectFeedback:
+        return draw.DirectFeedback(
+            self.feedback_distribution,
+            self.feedback_scaling,
+            self.feedback_scale,
+            self.feedback_sharing,
+            self.feedback_storage,
+            self.error_tap,
         )
 
     def send(self, key, model, rule_state, error, activities, targets) -> SiteArrays:
         """`c(e) B_l` at every site."""
         del key, targets  # fixed feedback of the error alone
-        return draw.send_direct(model, rule_state, self.encode(error), activities)
+        return self._feedback.send(model, rule_state, self.encode(error), activities)
 
     def encode(self, error: Float[Array, "*batch width"]) -> Float[Array, "*batch width"]:
         """`c(e)`; the mean over examples in the loss is undone before the threshold, and redone."""
@@ -100,7 +105,8 @@ class DirectFeedbackAlignment(SiteRule):
         and the code published with it.
         """
         above_first = list(kernels(model, params).items())[1:]
-        if len(above_first) != len(model.sites) or not all(
+        known = self.feedback_storage == "stored" and len(above_first) == len(model.sites)
+        if not known or not all(
             self._feeds(rule_state, site, kernel)
             for site, (_, kernel) in zip(model.sites, above_first, strict=True)
         ):

@@ -22,6 +22,7 @@ class DirectRandomTargetProjection(SiteRule):
         feedback_scaling: as in direct feedback alignment.
         feedback_scale: multiplies `B_l`.
         feedback_sharing: as in direct feedback alignment.
+        feedback_storage: as in direct feedback alignment.
 
     Source: Frenkel, Lefebvre and Bol (2021), arXiv 1909.01311.
     """
@@ -30,6 +31,7 @@ class DirectRandomTargetProjection(SiteRule):
     feedback_scaling: draw.Scaling = "site_width"
     feedback_scale: float = 1.0
     feedback_sharing: draw.Sharing = "per_site"
+    feedback_storage: draw.Storage = "stored"
 
     def __post_init__(self):
         super().__post_init__()
@@ -42,19 +44,20 @@ class DirectRandomTargetProjection(SiteRule):
                 "direct_random_target_projection projects integer labels; the targets are"
                 f" {jnp.result_type(batch.targets)}. Use another rule for regression"
             )
-        return params, draw.direct_feedback(
-            key,
-            model,
-            params,
-            batch,
-            distribution=self.feedback_distribution,
-            scaling=self.feedback_scaling,
-            scale=self.feedback_scale,
-            sharing=self.feedback_sharing,
+        return params, self._feedback.init(key, model, params, batch)
+
+    @property
+    def _feedback(self) -> draw.DirectFeedback:
+        return draw.DirectFeedback(
+            self.feedback_distribution,
+            self.feedback_scaling,
+            self.feedback_scale,
+            self.feedback_sharing,
+            self.feedback_storage,
         )
 
     def send(self, key, model, rule_state, error, activities, targets) -> SiteArrays:
         """`onehot(target) B_l / N` at every site; the error is not read."""
         del key  # fixed feedback
         labels = jax.nn.one_hot(targets, error.shape[-1]) / targets.size
-        return draw.send_direct(model, rule_state, labels, activities)
+        return self._feedback.send(model, rule_state, labels, activities)

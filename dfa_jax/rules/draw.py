@@ -1,10 +1,13 @@
 """How feedback matrices are drawn and scaled; the options that several rules share."""
 
+import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
 from dfa_jax.autodiff import feedback, sites
@@ -23,6 +26,11 @@ Scaling = Literal["site_width", "error_width", "none"]
 Sharing = Literal["per_site", "shared"]
 """One matrix a site, or one wide matrix whose first columns serve the narrower sites."""
 
+Storage = Literal["stored", "regenerated"]
+"""The rule's state holds the matrices, or a key from which each step draws them, as they were."""
+
+SHARED, KEY = "shared", "key"
+
 
 class SiteShape(NamedTuple):
     """Axes of a site's activity: `[*stack, *batch, *features]`."""
@@ -38,41 +46,115 @@ class SiteShape(NamedTuple):
 
 def draw(key: PRNGKey, name: str, shape: tuple[int, ...], distribution: Distribution) -> Array:
     """Unscaled entries from a key of the name's own."""
-    key = named_key(key, name)
+    return entries(named_key(key, name), shape, distribution)
+
+
+def entries(key: PRNGKey, shape: tuple[int, ...], distribution: Distribution) -> Array:
+    """Unscaled entries."""
     if distribution == "gaussian":
         return jax.random.normal(key, shape)
     return jax.random.uniform(key, shape, minval=-1.0, maxval=1.0)
 
 
-def direct_feedback(
-    key: PRNGKey,
-    model: Model,
-    params: Params,
-    batch: Batch,
-    *,
-    distribution: Distribution,
-    scaling: Scaling,
-    scale: float,
-    sharing: Sharing,
-    error_tap: sites.ErrorTap = "logits",
-) -> RuleState:
-    """Fixed feedback from the error to every site: `{site: B_l}`, `[*stack, d_e, *features]`.
+@dataclasses.dataclass(frozen=True)
+class DirectFeedback:
+    """Fixed random matrices from one signal to every site.
 
-    With `sharing="shared"` it is `{"shared": B}`, `[d_e, max d_l]`, scaled by the largest width.
+    Attributes:
+        distribution: of the entries before scaling.
+        scaling: what divides them by the root of a width.
+        scale: what multiplies them.
+        sharing: a matrix for each site, or one for all, scaled by the largest width.
+        storage: whether the state holds the matrices, or the key that they are drawn from.
+        error_tap: where the signal is read.
     """
-    shapes, error_width = site_shapes(model, params, batch, error_tap)
 
-    def factor(width: int) -> float:
-        return scale * scaling_factor(scaling, width, error_width)
+    distribution: Distribution
+    scaling: Scaling
+    scale: float
+    sharing: Sharing
+    storage: Storage = "stored"
+    error_tap: sites.ErrorTap = "logits"
 
-    if sharing == "shared":
-        width = max(shape.width for shape in shapes.values())
-        return {"shared": factor(width) * draw(key, "shared", (error_width, width), distribution)}
-    return {
-        site: factor(shape.width)
-        * draw(key, site, (*shape.stack, error_width, *shape.features), distribution)
-        for site, shape in shapes.items()
-    }
+    def init(self, key: PRNGKey, model: Model, params: Params, batch: Batch) -> RuleState:
+        """`{site: B_l}`, `[*stack, d_e, *features]`; `{"shared": B}`, `[d_e, max d_l]`; the key."""
+        shapes, error_width = site_shapes(model, params, batch, self.error_tap)
+        if self.storage == "regenerated":
+            return {KEY: key}
+        if self.sharing == "shared":
+            return {SHARED: self._shared(key, shapes, error_width)}
+        drawn = {}
+        for site, shape in shapes.items():
+            keys = _layer_keys(key, site, shape.stack)
+            layers = jax.vmap(lambda key, shape=shape: self._one(key, shape, error_width))(keys)
+            drawn[site] = layers.reshape(*shape.stack, *layers.shape[1:])
+        return drawn
+
+    def send(
+        self, model: Model, rule_state: RuleState, error: Array, activities: SiteArrays
+    ) -> SiteArrays:
+        """`e B_l` at every site; `error` is `[*batch, d_e]`."""
+        shapes = {
+            site: SiteShape(at.stack, activities[site].shape[len(at.stack) + error.ndim - 1 :])
+            for site, at in model.where.items()
+        }
+        if KEY in rule_state:
+            # Tied to the error, or the compiler takes the matrices out of the loop over steps.
+            key, error = _behind(rule_state[KEY], error)
+            if self.sharing == "per_site":
+                return self._send_anew(key, shapes, error)
+            rule_state = {SHARED: self._shared(key, shapes, error.shape[-1])}
+        if SHARED not in rule_state:
+            return {
+                site: feedback.project(error, rule_state[site], len(shape.stack))
+                for site, shape in shapes.items()
+            }
+        sent = {
+            site: feedback.project(
+                error, matrix(rule_state, site, shape.width).reshape(-1, *shape.features)
+            )
+            for site, shape in shapes.items()
+        }
+        return {site: jnp.broadcast_to(one, activities[site].shape) for site, one in sent.items()}
+
+    def _send_anew(self, key: PRNGKey, shapes: Mapping[str, SiteShape], error: Array) -> SiteArrays:
+        """A matrix is drawn, used and forgotten: sites of one shape take turns in a loop."""
+
+        def one(key: PRNGKey, features: tuple[int, ...]) -> Array:
+            shape = SiteShape((), features)
+            return feedback.project(error, self._one(key, shape, error.shape[-1]))
+
+        alike: dict[tuple[int, ...], list[str]] = {}
+        for site, shape in shapes.items():
+            alike.setdefault(shape.features, []).append(site)
+        found = {}
+        for features, names in alike.items():
+            keys = [_layer_keys(key, site, shapes[site].stack) for site in names]
+            sent = jax.lax.map(lambda key, f=features: one(key, f), jnp.concatenate(keys))
+            ends = np.cumsum([len(own) for own in keys])
+            for site, own in zip(names, jnp.split(sent, ends[:-1]), strict=True):
+                found[site] = own.reshape(*shapes[site].stack, *own.shape[1:])
+        return found
+
+    def _one(self, key: PRNGKey, shape: SiteShape, error_width: int) -> Array:
+        factor = self.scale * scaling_factor(self.scaling, shape.width, error_width)
+        return factor * entries(key, (error_width, *shape.features), self.distribution)
+
+    def _shared(self, key: PRNGKey, shapes: Mapping[str, SiteShape], error_width: int) -> Array:
+        widest = SiteShape((), (max(shape.width for shape in shapes.values()),))
+        return self._one(named_key(key, SHARED), widest, error_width)
+
+
+def _layer_keys(key: PRNGKey, site: str, stack: tuple[int, ...]) -> Array:
+    """A key for each layer of a site, in one row; its own alone where it is no stack."""
+    key = named_key(key, site)
+    return jax.random.split(key, math.prod(stack)) if stack else key[None]
+
+
+def _behind(key: PRNGKey, value: Array) -> tuple[PRNGKey, Array]:
+    """Both as they are, but the key is not known before the value."""
+    words, value = jax.lax.optimization_barrier((jax.random.key_data(key), value))
+    return jax.random.wrap_key_data(words, impl=jax.random.key_impl(key)), value
 
 
 def scaling_factor(scaling: Scaling, site_width: int, error_width: int) -> float:
@@ -81,27 +163,10 @@ def scaling_factor(scaling: Scaling, site_width: int, error_width: int) -> float
     return 1 / math.sqrt(divisor)
 
 
-def send_direct(
-    model: Model, rule_state: RuleState, error: Array, activities: SiteArrays
-) -> SiteArrays:
-    """`e B_l` at every site, from the state of either sharing; `error` is `[*batch, d_e]`."""
-    errors = {}
-    for site, place in model.where.items():
-        h, num_stack = activities[site], len(place.stack)
-        if "shared" in rule_state:
-            features = h.shape[num_stack + error.ndim - 1 :]
-            columns = matrix(rule_state, site, math.prod(features))
-            sent = feedback.project(error, columns.reshape(-1, *features))
-            errors[site] = jnp.broadcast_to(sent, h.shape)
-        else:
-            errors[site] = feedback.project(error, rule_state[site], num_stack)
-    return errors
-
-
 def matrix(rule_state: RuleState, site: str, width: int) -> Array:
     """The feedback of a site without layer axes as a matrix, `[d_e, width]`."""
-    if "shared" in rule_state:
-        return rule_state["shared"][:, :width]
+    if SHARED in rule_state:
+        return rule_state[SHARED][:, :width]
     return rule_state[site].reshape(-1, width)
 
 

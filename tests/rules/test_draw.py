@@ -1,5 +1,6 @@
 """How feedback is drawn: distribution, scale, independence."""
 
+import dataclasses
 import math
 
 import jax
@@ -8,8 +9,14 @@ import numpy as np
 import pytest
 
 from dfa_jax.errors import SiteError
-from dfa_jax.models import MLP, ConvNet, from_linen
-from dfa_jax.rules import DirectFeedbackAlignment, FeedbackAlignment, FixedRandomSign
+from dfa_jax.models import MLP, ConvNet, Transformer, from_linen
+from dfa_jax.rules import (
+    Backprop,
+    DirectFeedbackAlignment,
+    DirectRandomTargetProjection,
+    FeedbackAlignment,
+    FixedRandomSign,
+)
 from dfa_jax.types import Batch
 from tests import helpers
 
@@ -146,3 +153,65 @@ def test_site_without_the_batch_axes_is_refused():
     case = helpers.made(Transposed(), "across", helpers.images())
     with pytest.raises(SiteError, match=r"'across'.*\(8, 4\).*batch axes"):
         helpers.started(DirectFeedbackAlignment(), case)
+
+
+CASES = {
+    "per site": (DirectFeedbackAlignment(), MLP((6, 5), 3), "layer_*"),
+    "shared": (DirectFeedbackAlignment(feedback_sharing="shared"), MLP((6, 5), 3), "layer_*"),
+    "uniform": (DirectFeedbackAlignment(feedback_distribution="uniform"), MLP((6,), 3), "layer_*"),
+    "targets": (DirectRandomTargetProjection(), MLP((6, 5), 3), "layer_*"),
+    "stack": (DirectFeedbackAlignment(), Transformer(7, 3, 8, 2, scan=True, context=4), "blocks"),
+    "stack, shared": (
+        DirectFeedbackAlignment(feedback_sharing="shared"),
+        Transformer(7, 3, 8, 2, scan=True, context=4),
+        "blocks/*",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_regenerated_feedback_is_the_stored_one(name):
+    """Exact equivalence: the same gradients, from a state of one key."""
+    rule, module, sites = CASES[name]
+    text = isinstance(module, Transformer)
+    batch = helpers.tokens(num=4, time=4, classes=7) if text else helpers.images()
+    case = helpers.made(module, sites, batch)
+    anew = dataclasses.replace(rule, feedback_storage="regenerated")
+    found = []
+    for one in (rule, anew):
+        params, state = one.init(jax.random.key(2), case.model, case.params, case.batch)
+        found.append(helpers.estimate(one, case, params, state))
+    assert jax.random.key_data(state["key"]).size == 2
+    assert len(jax.tree.leaves(state)) == 1
+    helpers.assert_close(found[1].grads, found[0].grads, 1e-6)
+
+
+def test_regenerated_feedback_is_held_nowhere():
+    """Oracle: the compiler's own account of memory, of a loop over steps. With twice as many sites
+    of 1 MB each it grows by what backpropagation's grows by, and not by the feedback."""
+
+    def megabytes(rule, depth, width=512):
+        batch = Batch(jnp.zeros((2, 8)), jnp.zeros(2, int))
+        model = from_linen(MLP((width,) * depth, width), "layer_*", batch.inputs)
+        params = jax.eval_shape(model.init, jax.random.key(0), batch.inputs)
+        _, state = rule.init(jax.random.key(0), model, params, batch)
+
+        def many(params, state):
+            def step(_, params):
+                key = jax.random.key(0)
+                found = rule.estimate(key, model, helpers.LOSS, params, state, batch)
+                return jax.tree.map(lambda p, g: p - 0.1 * g, params, found.grads)
+
+            return jax.lax.fori_loop(0, 10, step, params)
+
+        compiled = jax.jit(many, donate_argnums=0).lower(params, state).compile()
+        memory = compiled.memory_analysis()
+        return (memory.temp_size_in_bytes + memory.argument_size_in_bytes) / 2**20
+
+    def growth(rule):
+        return megabytes(rule, 8) - megabytes(rule, 4)
+
+    whole = growth(DirectFeedbackAlignment())
+    anew = growth(DirectFeedbackAlignment(feedback_storage="regenerated"))
+    assert whole > growth(Backprop()) + 3
+    assert anew < growth(Backprop()) + 1
