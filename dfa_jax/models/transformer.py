@@ -41,9 +41,13 @@ class BlockOptions:
 
     def dense(self, features: int, name: str, std: float | None = None) -> nn.Dense:
         """A linear map with normal weights."""
-        init = nn.initializers.normal(std or self.std)
         return nn.Dense(
-            features, use_bias=self.use_bias, kernel_init=init, dtype=self.dtype, name=name
+            features,
+            use_bias=self.use_bias,
+            kernel_init=nn.initializers.normal(std or self.std),
+            dtype=self.dtype,
+            dot_general=product,
+            name=name,
         )
 
     def onto_stream(self, features: int, name: str) -> nn.Dense:
@@ -271,6 +275,34 @@ class MLPSublayer(nn.Module):
         h = ACTIVATIONS[options.activation](options.dense(options.mlp_factor * width, "up")(h))
         y = x + options.onto_stream(width, "down")(h)
         return y if options.norm == "pre" else norm(y)
+
+
+def product(
+    x: Float[Array, "*batch inputs"],
+    kernel: Float[Array, "inputs outputs"],
+    dimension_numbers: Any,
+    precision: Any = None,
+) -> Float[Array, "*batch outputs"]:
+    """`x W`, for a map that narrows with the gradient of `W^T` in place of that of `W`.
+
+    They are the same numbers, but on a CPU XLA (jaxlib 0.10.2) takes half of the time for
+    `[outputs, batch] x [batch, inputs]` where there are fewer outputs than inputs.
+    """
+    if kernel.shape[0] <= kernel.shape[1]:
+        return jax.lax.dot_general(x, kernel, dimension_numbers, precision)
+    return jax.lax.dot_general(x, _turned(kernel), (((x.ndim - 1,), (1,)), ((), ())), precision)
+
+
+@jax.custom_jvp
+def _turned(x: Float[Array, "m n"]) -> Float[Array, "n m"]:
+    """Its transpose, whose gradient is computed as such."""
+    return x.T
+
+
+@_turned.defjvp
+def _turned_jvp(primals, tangents):
+    # The barrier's transpose is a barrier: without it the compiler turns the product back.
+    return _turned(*primals), jax.lax.optimization_barrier(tangents[0].T)
 
 
 def causal_attention(

@@ -9,7 +9,7 @@ import pytest
 from scipy.special import erf, softmax
 
 from dfa_jax.errors import InputError
-from dfa_jax.models import Transformer
+from dfa_jax.models import Transformer, transformer
 from tests import helpers
 from tests.helpers import LOSS, tokens
 
@@ -322,3 +322,31 @@ def test_refusals(options, words):
     with pytest.raises(InputError) as error:
         SMALL.clone(**options).init(jax.random.key(0), tokens(time=5).inputs)
     assert words in str(error.value)
+
+
+@pytest.mark.parametrize("outputs", [3, 12])
+def test_product_is_a_matrix_product(outputs):
+    """Exact equivalence: value, tangent and gradients of `x @ W`, narrowing and widening."""
+    x, W = (
+        jnp.asarray(helpers.normals(jnp.zeros((2, 4, 6)), 0)),
+        helpers.normals(jnp.zeros((6, outputs)), 1),
+    )
+    dims = (((2,), (0,)), ((), ()))
+
+    def ours(x, W):
+        return transformer.product(x, W, dims)
+
+    np.testing.assert_allclose(ours(x, W), x @ W, rtol=1e-6)
+    tangents = jax.jvp(ours, (x, W), (x + 1, W - 1))[1]
+    np.testing.assert_allclose(tangents, (x + 1) @ W + x @ (W - 1), rtol=1e-4)
+    e = x[..., :1] + jnp.arange(outputs)[None, None]
+    found, expected = (jax.vjp(f, x, W)[1](e) for f in (ours, jnp.matmul))
+    helpers.assert_close(found, expected, 1e-6)
+
+
+def test_gradient_of_a_narrow_map_is_computed_transposed():
+    """Oracle: the compiled program. The compiler would turn the product back, into the slower one."""
+    x, W = jnp.ones((64, 12)), jnp.ones((12, 3))
+    dims = (((1,), (0,)), ((), ()))
+    gradient = jax.jit(jax.grad(lambda W, x: jnp.square(transformer.product(x, W, dims)).sum()))
+    assert "f32[3,12]{1,0} dot(" in gradient.lower(W, x).compile().as_text()
