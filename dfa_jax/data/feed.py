@@ -5,7 +5,7 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -89,7 +89,7 @@ def _placed_steps(data: Stream, order: np.ndarray, most: int, sharding: Sharding
     def placed(field: str) -> jax.Array:
         one = getattr(data, field)
 
-        def part(index: tuple[slice, ...]) -> np.ndarray:
+        def part(index: Any) -> np.ndarray:
             first, last, _ = index[1].indices(shape[1])
             return getattr(read(first, last), field)
 

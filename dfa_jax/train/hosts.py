@@ -45,10 +45,10 @@ def join(environment: Mapping[str, str] = os.environ) -> None:
     if options is None:
         return
     timeout = _number(environment, "DFA_JAX_TIMEOUT", 300)
-    if jax.config.jax_platforms in (None, "cpu"):
-        jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")  # of no matter elsewhere
     if options:
-        _meet(*options.values(), timeout)
+        address, number, own = options.values()
+        _meet(address, number, own, timeout)
     try:
         jax.distributed.initialize(**options, initialization_timeout=timeout)
     except (RuntimeError, ValueError) as error:

@@ -1,6 +1,7 @@
 """What a run's compiled functions depend on, made from its configuration, and checked."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -61,14 +62,19 @@ class Program:
         return {"model": self.model, "rule": self.rule, "tx": tx, "readout": self.readout}
 
 
-def make_program(config: TrainConfig, dataset: Dataset, num_steps: int) -> Program:
-    """What the compiled functions of this run depend on.
+def make_program(
+    config: TrainConfig, dataset: Dataset, num_steps: int, *, devices: Sequence[Any] | None = None
+) -> Program:
+    """What the compiled functions of this run depend on, on all devices or these.
 
     Raises:
         InputError: the devices, or the data, do not fit the configuration.
     """
     mesh = sharding.make_mesh(
-        fsdp_axis=config.fsdp_axis, model_axis=config.model_axis, batch_size=config.batch_size
+        fsdp_axis=config.fsdp_axis,
+        model_axis=config.model_axis,
+        batch_size=config.batch_size,
+        devices=devices,
     )
     views = _checked_views(config, dataset)
     rows = config.batch_size * (views.per_image if views else 1)

@@ -166,8 +166,8 @@ class Run:
         return feed.first(self.data.train, self.config.batch_size, self.everywhere)
 
     def _stand_at(self, progress: Progress) -> None:
-        self.since, self.sums, self.elapsed_before = progress
-        self.sums = {"loss": 0.0, "accuracy": 0.0} | self.sums
+        self.since, sums, self.elapsed_before = progress
+        self.sums = {"loss": 0.0, "accuracy": 0.0, **sums}
 
     def note(self, begin: int, stop: int, found: dict[str, Array]) -> None:
         """Adds the metrics of these steps up.

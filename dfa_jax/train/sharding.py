@@ -10,6 +10,7 @@ Results do not depend on the mesh, but for the order of sums: everything that is
 global keys, for all examples and all entries.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -21,13 +22,22 @@ AXES = ("data", "fsdp", "model")
 BATCH_AXES = ("data", "fsdp")
 
 
-def make_mesh(*, fsdp_axis: int = 1, model_axis: int = 1, batch_size: int | None = None) -> Mesh:
-    """All devices, of all processes, as `data` x `fsdp` x `model`; the first takes what is left.
+def make_mesh(
+    *,
+    fsdp_axis: int = 1,
+    model_axis: int = 1,
+    batch_size: int | None = None,
+    devices: Sequence[Any] | None = None,
+) -> Mesh:
+    """All devices, of all processes, or these, as `data` x `fsdp` x `model`.
+
+    The first axis takes what the others leave.
 
     Raises:
         InputError: the devices do not divide by the axes, or the batch by those it is split over.
     """
-    count = jax.device_count()
+    devices = jax.devices() if devices is None else devices
+    count = len(devices)
     for name, size in (("fsdp_axis", fsdp_axis), ("model_axis", model_axis)):
         if size < 1 or count % size:
             raise InputError(
@@ -45,7 +55,7 @@ def make_mesh(*, fsdp_axis: int = 1, model_axis: int = 1, batch_size: int | None
             f"batch_size {batch_size} is not divisible by the {shards} devices along the data"
             f" and fsdp axes; use {nearest}"
         )
-    return mesh_of((shards // fsdp_axis, fsdp_axis, model_axis), jax.devices())
+    return mesh_of((shards // fsdp_axis, fsdp_axis, model_axis), devices)
 
 
 def mesh_of(shape: tuple[int, int, int], devices: Any) -> Mesh:
