@@ -28,7 +28,9 @@ def main(arguments: list[str]) -> None:
         print(f"{name}\n{report}\n", flush=True)
         misfits += [] if report.fits else [name]
     if misfits:
-        raise InputError(f"do not fit {options.topology}: {', '.join(misfits)}; raise fsdp_axis")
+        raise InputError(
+            f"do not fit {options.topology}: {', '.join(misfits)}; set fsdp, or raise model_axis"
+        )
 
 
 def variants(name: str) -> dict[str, TrainConfig]:

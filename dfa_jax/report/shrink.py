@@ -84,7 +84,6 @@ def _shrink_text(config: TrainConfig) -> TrainConfig:
         config,
         data=data,
         model=model,
-        fsdp_axis=min(config.fsdp_axis, 2),
         model_axis=min(config.model_axis, 2),
         batch_size=8,
         num_epochs=1,

@@ -116,7 +116,10 @@ def _step(
     """One step on these examples, or those of this step."""
     batch = jax.tree.map(lambda a: a[rows], data)
     batch = jax.lax.with_sharding_constraint(batch, sharding.over_batch(program.mesh))
-    return train_step(state, batch, rate_factor=rate_factor, **program.parts)
+    gather = functools.partial(sharding.gathered, program.mesh)
+    parts = {"rate_factor": rate_factor, "gather": gather, **program.parts}
+    state, found = train_step(state, batch, **parts)
+    return _stays(state, program), found
 
 
 @functools.partial(jax.jit, static_argnames="program")
@@ -125,8 +128,8 @@ def evaluate(
 ) -> dict[str, Array]:
     """Mean loss and accuracy over a whole set, of the readout if the program has one."""
 
-    number = len(data.targets)
-    shards = program.mesh.size // program.mesh.shape["model"]
+    params, number = sharding.gathered(program.mesh, params), len(data.targets)
+    shards = sharding.batch_shards(program.mesh)
     most = max(1, min(_EVAL_EXAMPLES, _EVAL_TARGETS // data.targets[0].size, number))
     at_once = math.ceil(most / shards) * shards
     rows = np.arange(math.ceil(number / at_once) * at_once).reshape(-1, at_once)
@@ -163,7 +166,10 @@ def measure_sites(state: TrainState, batch: Batch, *, program: Program) -> dict[
     key = jax.random.fold_in(state.key, state.step)
     if program.views:
         batch = program.views(key, batch)
+    params, rule_state = (
+        sharding.gathered(program.mesh, tree) for tree in (state.params, state.rule_state)
+    )
     found = metrics.site_metrics(
-        key, program.model, program.rule, loss_fn, state.params, state.rule_state, batch
+        key, program.model, program.rule, loss_fn, params, rule_state, batch
     )
     return _everywhere(found, program)

@@ -56,8 +56,8 @@ class TrainConfig:
             evaluation; 0 for none.
         seed: of parameters, feedback and order of examples.
         feedback_seed: of the rule's feedback, where runs of several seeds are to share it.
-        fsdp_axis: devices over which every matrix (parameters, moments, feedback) is split, and the
-            batch too.
+        fsdp: split every matrix of the state (parameters, moments, feedback) over the devices that
+            share the batch, so that none holds it whole.
         model_axis: devices over which each layer's width is split.
     """
 
@@ -80,11 +80,11 @@ class TrainConfig:
     alignment_examples: int = 256
     seed: int = 0
     feedback_seed: int | None = None
-    fsdp_axis: int = 1
+    fsdp: bool = False
     model_axis: int = 1
 
     def __post_init__(self):
-        for name in ("batch_size", "num_epochs", "eval_every", "fsdp_axis", "model_axis"):
+        for name in ("batch_size", "num_epochs", "eval_every", "model_axis"):
             value = getattr(self, name)
             if not (value > 0 and math.isfinite(value)):
                 raise InputError(f"{name} is {value}; expected a positive finite number")

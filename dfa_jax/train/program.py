@@ -71,7 +71,7 @@ def make_program(
         InputError: the devices, or the data, do not fit the configuration.
     """
     mesh = sharding.make_mesh(
-        fsdp_axis=config.fsdp_axis,
+        fsdp=config.fsdp,
         model_axis=config.model_axis,
         batch_size=config.batch_size,
         devices=devices,

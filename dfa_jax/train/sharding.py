@@ -3,7 +3,7 @@
 | axis | what is split over it |
 | --- | --- |
 | `data` | the batch |
-| `fsdp` | the batch, and every matrix: parameters, moments and feedback are whole nowhere |
+| `fsdp` | in its place: the batch, and every matrix of the state, which is whole nowhere |
 | `model` | every matrix along its layer's width, and with it the activities behind it |
 
 Results do not depend on the mesh, but for the order of sums: everything that is drawn is drawn from
@@ -18,51 +18,47 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from dfa_jax.errors import InputError
 
-AXES = ("data", "fsdp", "model")
-BATCH_AXES = ("data", "fsdp")
-
 
 def make_mesh(
     *,
-    fsdp_axis: int = 1,
+    fsdp: bool = False,
     model_axis: int = 1,
     batch_size: int | None = None,
     devices: Sequence[Any] | None = None,
 ) -> Mesh:
-    """All devices, of all processes, or these, as `data` x `fsdp` x `model`.
-
-    The first axis takes what the others leave.
+    """All devices, of all processes, or these, as `data` (or `fsdp`) x `model`.
 
     Raises:
-        InputError: the devices do not divide by the axes, or the batch by those it is split over.
+        InputError: the devices do not divide by `model_axis`, or the batch by the other axis.
     """
     devices = jax.devices() if devices is None else devices
     count = len(devices)
-    for name, size in (("fsdp_axis", fsdp_axis), ("model_axis", model_axis)):
-        if size < 1 or count % size:
-            raise InputError(
-                f"{name} is {size}, which does not divide the {count} devices; choose a divisor"
-            )
-    if count % (fsdp_axis * model_axis):
+    if model_axis < 1 or count % model_axis:
         raise InputError(
-            f"fsdp_axis {fsdp_axis} times model_axis {model_axis} does not divide the {count}"
-            " devices; choose smaller ones"
+            f"model_axis is {model_axis}, which does not divide the {count} devices; choose a"
+            " divisor"
         )
-    shards = count // model_axis
-    if batch_size is not None and batch_size % shards:
-        nearest = max(shards, round(batch_size / shards) * shards)
+    data_axis = count // model_axis
+    if batch_size is not None and batch_size % data_axis:
+        nearest = max(data_axis, round(batch_size / data_axis) * data_axis)
         raise InputError(
-            f"batch_size {batch_size} is not divisible by the {shards} devices along the data"
-            f" and fsdp axes; use {nearest}"
+            f"batch_size {batch_size} is not divisible by the {data_axis} devices along the data"
+            f" axis; use {nearest}"
         )
-    return mesh_of((shards // fsdp_axis, fsdp_axis, model_axis), devices)
+    return mesh_of((data_axis, model_axis), devices, fsdp=fsdp)
 
 
-def mesh_of(shape: tuple[int, int, int], devices: Any) -> Mesh:
-    """These devices as `data` x `fsdp` x `model`."""
+def mesh_of(shape: tuple[int, int], devices: Any, *, fsdp: bool = False) -> Mesh:
+    """These devices as `data` (or `fsdp`) x `model`."""
     # JAX makes explicit axes by default, under which an unchanged Flax module does not run.
-    axis_types = (AxisType.Auto,) * len(AXES)
-    return jax.make_mesh(shape, AXES, axis_types=axis_types, devices=devices)
+    axis_types = (AxisType.Auto, AxisType.Auto)
+    names = ("fsdp" if fsdp else "data", "model")
+    return jax.make_mesh(shape, names, axis_types=axis_types, devices=devices)
+
+
+def batch_shards(mesh: Mesh) -> int:
+    """In how many parts a batch is split."""
+    return mesh.size // mesh.shape["model"]
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -71,13 +67,13 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def over_batch(mesh: Mesh) -> NamedSharding:
-    """The leading axis, the examples, split over the data and the fsdp axis."""
-    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+    """The leading axis, the examples, split over the first axis."""
+    return NamedSharding(mesh, PartitionSpec(mesh.axis_names[0]))
 
 
 def over_steps(mesh: Mesh) -> NamedSharding:
     """Batches, step by step: their examples split as `over_batch`."""
-    return NamedSharding(mesh, PartitionSpec(None, BATCH_AXES))
+    return NamedSharding(mesh, PartitionSpec(None, mesh.axis_names[0]))
 
 
 def state_shardings(mesh: Mesh, state: Any) -> Any:
@@ -87,16 +83,29 @@ def state_shardings(mesh: Mesh, state: Any) -> Any:
     width, over the model axis, and along the longest of the others over the fsdp axis, where these
     divide; everything else is on every device.
     """
+    return jax.tree.map(lambda leaf: NamedSharding(mesh, _spec(mesh, leaf, fsdp=True)), state)
 
-    def place(leaf: Any) -> NamedSharding:
-        spec: list[str | None] = [None] * leaf.ndim
-        if leaf.ndim >= 2:
-            if mesh.shape["model"] > 1 and leaf.shape[-1] % mesh.shape["model"] == 0:
-                spec[-1] = "model"
-            free = [i for i in range(leaf.ndim) if not spec[i] and not leaf.shape[i] % fsdp]
-            if fsdp > 1 and free:
-                spec[max(free, key=lambda i: leaf.shape[i])] = "fsdp"
-        return NamedSharding(mesh, PartitionSpec(*spec))
 
-    fsdp = mesh.shape["fsdp"]
-    return jax.tree.map(place, state)
+def gathered(mesh: Mesh, tree: Any) -> Any:
+    """Parameters, feedback and gradients as a step computes with them: whole along `fsdp`.
+
+    Said in so many words, since XLA on the CPU (jaxlib 0.10.2), left to choose, has products of
+    matrices that are split both ways silently wrong.
+    """
+    if "fsdp" not in mesh.shape:
+        return tree
+    shardings = jax.tree.map(lambda leaf: NamedSharding(mesh, _spec(mesh, leaf, fsdp=False)), tree)
+    return jax.lax.with_sharding_constraint(tree, shardings)
+
+
+def _spec(mesh: Mesh, leaf: Any, *, fsdp: bool) -> PartitionSpec:
+    """Over which axes each of the array's is split."""
+    spec: list[str | None] = [None] * leaf.ndim
+    if leaf.ndim >= 2:
+        if mesh.shape["model"] > 1 and leaf.shape[-1] % mesh.shape["model"] == 0:
+            spec[-1] = "model"
+        size = mesh.shape.get("fsdp", 1)
+        free = [i for i in range(leaf.ndim) if not spec[i] and leaf.shape[i] % size == 0]
+        if fsdp and size > 1 and free:
+            spec[max(free, key=lambda i: leaf.shape[i])] = "fsdp"
+    return PartitionSpec(*spec)

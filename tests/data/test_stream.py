@@ -13,8 +13,10 @@ from PIL import Image
 from dfa_jax.data import EpochShuffle, ImageData, feed
 from dfa_jax.data.image_stream import ImageStream
 from dfa_jax.errors import InputError
+from dfa_jax.train import sharding
 from dfa_jax.types import Batch
 from tests.prepared import encoded
+from tests.train import small
 
 BYTES_EACH = 4 * 8 * 8 * 3 + 4  # an image and its label on the device
 
@@ -244,14 +246,31 @@ def test_dispatches_are_the_steps_batches(imagenet, monkeypatch):
         for begin, stop, chunk, rows in feed.dispatches(
             train, source, 4, 11, most_steps=5, sharding=here()
         ):
-            assert (begin, len(rows), len(chunk.inputs)) == (at, steps, 2 * steps)
-            found += [
-                jax.tree.map(lambda a, row=row: a[row], chunk) for row in rows[: stop - begin]
-            ]
+            assert rows is None  # the steps' own examples
+            assert (begin, chunk.inputs.shape[:2]) == (at, (steps, 2))
+            found += [jax.tree.map(lambda a, i=i: a[i], chunk) for i in range(stop - begin)]
             at = stop
         assert at == 11
         for ours, theirs in zip(found, expected, strict=True):
             jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+
+def test_each_device_gets_its_share_of_every_batch(imagenet, monkeypatch):
+    """Oracle: the whole batches; and each example is read once, though devices along the model axis
+    hold the same ones."""
+    train, read = imagenet[0].load().train, []
+    take = type(train).take
+    monkeypatch.setattr(
+        type(train), "take", lambda self, rows: read.extend(rows) or take(self, rows)
+    )
+    source, split = EpochShuffle(11, 4, seed=3), sharding.over_steps(small.mesh(4, 2))
+    ((_, _, chunk, _),) = feed.dispatches(train, source, 0, 2, most_steps=3, sharding=split)
+    order = source.indices(0, 2)
+    assert sorted(read) == sorted(order.ravel())
+    assert chunk.inputs.sharding.shard_shape(chunk.inputs.shape)[:2] == (3, 1)
+    for i, row in enumerate(order):
+        np.testing.assert_array_equal(chunk.inputs[i], take(train, row).inputs)
+    assert not np.asarray(chunk.inputs[2]).any()
 
 
 def test_chunks_are_the_whole_set(imagenet, monkeypatch):

@@ -1,7 +1,6 @@
 """Runs small enough to repeat many times: 64 digits, 16 hidden units twice, four steps an epoch."""
 
 import dataclasses
-import math
 from typing import Any
 
 import jax
@@ -33,10 +32,9 @@ def config(rule: str = "backprop", **changes: Any) -> TrainConfig:
     return dataclasses.replace(plain, **changes)
 
 
-def mesh(data: int = 1, model: int = 1, fsdp: int = 1) -> Mesh:
-    """The first `data x fsdp x model` devices."""
-    shape = (data, fsdp, model)
-    return sharding.mesh_of(shape, jax.devices()[: math.prod(shape)])
+def mesh(data: int = 1, model: int = 1, *, fsdp: bool = False) -> Mesh:
+    """The first `data x model` devices."""
+    return sharding.mesh_of((data, model), jax.devices()[: data * model], fsdp=fsdp)
 
 
 def program(config: TrainConfig, on: Mesh) -> loop.Program:

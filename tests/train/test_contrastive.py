@@ -234,8 +234,10 @@ def test_a_stopped_run_goes_on_bit_for_bit(straight, tmp_path, monkeypatch):
     class StopError(Exception):
         pass
 
-    def save_and_stop(self, state, save=checkpoint.Checkpoints.save):
-        save(self, state)
+    save = checkpoint.Checkpoints.save
+
+    def save_and_stop(self, state, progress):
+        save(self, state, progress)
         raise StopError
 
     with monkeypatch.context() as patch:

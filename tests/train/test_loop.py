@@ -151,11 +151,7 @@ def test_batch_that_does_not_divide_is_refused():
         sharding.make_mesh(model_axis=2, batch_size=5)
     with pytest.raises(InputError, match="model_axis is 3, which does not divide the 8 devices"):
         fit(small.config(model_axis=3), progress=False)
-    assert dict(sharding.make_mesh(model_axis=4, batch_size=6).shape) == {
-        "data": 2,
-        "fsdp": 1,
-        "model": 4,
-    }
+    assert dict(sharding.make_mesh(model_axis=4, batch_size=6).shape) == {"data": 2, "model": 4}
 
 
 def test_odd_widths_stay_whole():
