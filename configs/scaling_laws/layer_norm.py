@@ -4,7 +4,7 @@ Paper: none of the field's to compare numbers with; Launay et al. (2020), arXiv 
     behind post-LN blocks, and an unreviewed study of 2026 ("faeval") reports that norms blow up in
     pre-LN nets
 Command: python scripts/reproduce.py scaling_laws/layer_norm
-Time: 15 min on 2 cores
+Time: 12 min on 2 cores
 Expect: under DFA with pre-LN the norm of the stream grows by more than a factor of ten within one
     short run, and the true gradient falls as it grows; with post-LN, and under BP, both stay within
     a small factor.
@@ -58,7 +58,7 @@ def config(norm: Norm, rule: LearningRule) -> TrainConfig:
 RUNS = Recipe(
     title="Pre-LN or post-LN: the residual stream under DFA",
     paper="none",
-    minutes=15,
+    minutes=12,
     variants={
         f"{norm}-LN/{arm}": config(norm, FRONTIER["ARMS"][arm]) for norm in NORMS for arm in ARMS
     },

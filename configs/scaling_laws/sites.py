@@ -3,7 +3,7 @@
 Paper: Launay, Poli, Boniface and Krzakala (2020), Direct Feedback Alignment Scales to Modern Deep
     Learning Tasks and Architectures, arXiv 2006.12878, table 5
 Command: python scripts/reproduce.py scaling_laws/sites
-Time: 30 min on 2 cores
+Time: 20 min on 2 cores
 Expect: BP below macro below micro, and all of them below the shallow control. The more of the chain
     random feedback replaces, the worse and the cheaper; so sites behind every linear map, where no
     error passes a matrix, should be worst of all, at 0.81 of BP's FLOPs.
@@ -85,7 +85,7 @@ RUNS = Recipe(
     title="Where errors arrive: blocks, sub-layers or linear maps of a Transformer",
     paper="Launay, Poli, Boniface and Krzakala (2020), Direct Feedback Alignment Scales to Modern"
     " Deep Learning Tasks and Architectures, arXiv 2006.12878, table 5",
-    minutes=30,
+    minutes=20,
     variants={name: config(arm) for name, arm in ARMS.items()},
     seeds=(0, 1, 2),
     tuning=Tuning(num_validation=65_536, fraction=0.15, factor=2.0),

@@ -3,7 +3,7 @@
 Paper: Launay, Poli, Boniface and Krzakala (2020), Direct Feedback Alignment Scales to Modern Deep
     Learning Tasks and Architectures, arXiv 2006.12878, table 5
 Command: python scripts/reproduce.py scaling_laws/wikitext
-Time: 35 min on 2 cores
+Time: 40 min on 2 cores
 Expect: perplexity of BP below DFA with sites behind blocks (macro), below sites inside of them
     (micro), far below the shallow control. The published ratios are of a network 90 times as large
     after some 20 passes over 100 million words; after a thousandth of that, smaller ones will do.
@@ -94,7 +94,7 @@ RUNS = Recipe(
     title="Table 5 in small: perplexity of a Transformer under DFA",
     paper="Launay, Poli, Boniface and Krzakala (2020), Direct Feedback Alignment Scales to Modern"
     " Deep Learning Tasks and Architectures, arXiv 2006.12878, table 5",
-    minutes=35,
+    minutes=40,
     variants={name: config(*arm) for name, arm in ARMS.items()},
     seeds=(0, 1, 2),
     tuning=Tuning(num_validation=65_536, fraction=0.15, factor=2.0),
