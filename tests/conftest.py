@@ -1,10 +1,15 @@
 """Settings of every test. Nothing of `dfa_jax` may be imported here: jaxtyping's hook comes first."""
 
+import importlib.metadata
 import os
 import pathlib
 import sys
 
-os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # most of the time is compiling; inherited
+# Most of the time is compiling; processes that tests start inherit this.
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+if importlib.metadata.version("jaxlib").startswith("0.10."):  # later ones know no such flag
+    flags = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+    os.environ["XLA_FLAGS"] = " ".join(filter(None, [os.environ.get("XLA_FLAGS"), flags]))
 
 import jax
 import pytest

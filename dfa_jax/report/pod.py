@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import topologies
 
@@ -30,7 +31,7 @@ _STEPS = 2  # of a dispatch; they are taken one by one, so that their number cos
 class Traffic(NamedTuple):
     """Operations between devices in one step, of one kind: how many, and what a device receives."""
 
-    count: int
+    number: int
     bytes: int
 
 
@@ -74,7 +75,7 @@ class PodReport(NamedTuple):
             f" {self.matmul_flops / devices:.3g} a device",
         ]
         lines += [
-            f"{kind}: {found.count} a step, {found.bytes / 1e6:.2f} MB a device"
+            f"{kind}: {found.number} a step, {found.bytes / 1e6:.2f} MB a device"
             for kind, found in self.traffic.items()
         ]
         return "\n".join(lines if self.traffic else [*lines, "no operations between devices"])
@@ -217,7 +218,7 @@ def _dataset(config: TrainConfig) -> Dataset:
         return config.data.load()
     windows = jax.ShapeDtypeStruct((config.batch_size, config.data.context), np.int32)
     classes = getattr(config.model, "num_outputs", 256)
-    return Dataset(config.data.name, Batch(windows, windows), Batch(windows, windows), classes)
+    return Dataset("text", Batch(windows, windows), Batch(windows, windows), classes)
 
 
 def _examples(dataset: Dataset, number: int) -> Batch:
@@ -240,7 +241,7 @@ def _placed(state: Any, program: Program) -> Any:
 def _bytes_a_device(state: Any) -> int:
     total = 0
     for leaf in jax.tree.leaves(state):
-        words = 8 if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key) else None
+        words = 8 if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else None
         shape = leaf.sharding.shard_shape(leaf.shape)
         total += words or math.prod(shape) * leaf.dtype.itemsize
     return total
