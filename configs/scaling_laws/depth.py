@@ -3,7 +3,7 @@
 Paper: none of the field's to compare numbers with; that alignment is what makes DFA learn is the
     point of Refinetti et al. (2021), arXiv 2011.12428
 Command: python scripts/reproduce.py scaling_laws/depth
-Time: 30 min on 2 cores
+Time: 25 min on 2 cores
 Expect: alignment falls from the last block, whose activity is one matrix away from the error, to
     the first; its mean over blocks falls with depth, and the gap in loss between DFA and BP grows:
     depth helps BP and is wasted on DFA.
@@ -62,7 +62,7 @@ def config(depth: int, rule: LearningRule) -> TrainConfig:
 RUNS = Recipe(
     title="Depth: alignment, norms and loss of Transformers under DFA",
     paper="none",
-    minutes=30,
+    minutes=25,
     variants={
         variant(depth, arm): config(depth, FRONTIER["ARMS"][arm])
         for depth in DEPTHS
