@@ -199,10 +199,10 @@ def _begin(runs: Sequence[Run]) -> int:
                 assert run.files
                 aside = run.files.checkpoints.set_aside(step)
                 said.append(f"{error}; moved to {aside}")
-                if hosts.is_first():
-                    print(said[-1], file=sys.stderr)
                 break
         else:
+            for line in said if hosts.is_first() else ():
+                print(line, file=sys.stderr)
             return step
     if said:
         raise InputError(f"{said[-1]}; no other is left: start again with --overwrite")
