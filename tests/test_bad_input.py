@@ -185,7 +185,7 @@ DIRECTORIES = {
     "half-written checkpoint": (
         empty_checkpoint,
         "--resume",
-        "cannot be read .*delete that folder",
+        "cannot be read .*moved to .*no other is left: start again with --overwrite",
     ),
     "no run": (foreign, "--overwrite", "exists and is not a run .*choose another folder"),
     "a path below a file": (None, "--run-dir run/config.json/x", "cannot be used .*written to"),
