@@ -1,0 +1,45 @@
+"""Train steps compiled ahead: what is read off a compiled program."""
+
+import pytest
+
+from dfa_jax.errors import InputError
+from dfa_jax.report import pod
+
+PROGRAM = """HloModule jit_run, is_scheduled=true
+
+%add (a: f32[], b: f32[]) -> f32[] {
+  ROOT %sum = f32[] add(%a, %b)
+}
+
+%body (p: (s32[], f32[4,8])) -> (s32[], f32[4,8]) {
+  %x = f32[4,8]{1,0} get-tuple-element(%p), index=1
+  %ar = f32[4,8]{1,0} all-reduce(%x), channel_id=1, to_apply=%add
+  ROOT %t = (s32[], f32[4,8]) tuple(%i, %ar)
+}
+
+ENTRY %main (p: f32[4,8]) -> f32[4,8] {
+  %loop = (s32[], f32[4,8]) while(%init), condition=%c, body=%body, backend_config={"known_trip_count":{"n":"12"}}
+  %g = bf16[16]{0} all-gather(%h), dimensions={0}
+  %s = (f32[2], f32[8]) all-gather-start(%k), dimensions={0}
+  %d = f32[8]{0} all-gather-done(%s)
+}
+"""
+
+
+def test_traffic_of_a_known_program():
+    """By hand: an all-reduce of 128 bytes in a loop of twelve turns; gathers of 32 bytes each, one of
+    them asynchronous, whose result is the second half of what it names."""
+    assert pod.traffic(PROGRAM) == {"all-gather": (2, 64), "all-reduce": (12, 12 * 128)}
+
+
+def test_traffic_of_a_loop_of_unknown_length_counts_once():
+    """Documented contract: as the loop over steps does."""
+    unknown = PROGRAM.replace(', backend_config={"known_trip_count":{"n":"12"}}', "")
+    assert pod.traffic(unknown)["all-reduce"] == (1, 128)
+
+
+@pytest.mark.parametrize("topology", ["v5e", "a100:8", "v5e:1000x1000"])
+def test_unknown_topologies_are_refused(topology):
+    """Documented contract: the value and what was expected, with or without libtpu."""
+    with pytest.raises(InputError, match=f"'{topology}'.*v5e:16x16"):
+        pod.slice_devices(topology)
