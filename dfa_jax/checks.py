@@ -282,17 +282,12 @@ def estimate_cost(
         found = rule.estimate(key, model, loss_fn, params, rule_state, batch)
         return found.loss, found.grads, found.rule_state
 
-    def placed(tree, shardings):
-        return jax.tree.map(
-            lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), tree, shardings
-        )
-
     over_batch = jax.tree.map(lambda _: sharding.over_batch(mesh), batch)
     arguments = (
-        placed(key, sharding.replicated(mesh)),
-        placed(params, sharding.state_shardings(mesh, params)),
-        placed(rule_state, sharding.state_shardings(mesh, rule_state)),
-        placed(batch, over_batch),
+        sharding.placed(key, sharding.replicated(mesh)),
+        sharding.placed(params, sharding.state_shardings(mesh, params)),
+        sharding.placed(rule_state, sharding.state_shardings(mesh, rule_state)),
+        sharding.placed(batch, over_batch),
     )
     compiled = jax.jit(estimate).lower(*arguments).compile()
     analysis, memory = compiled.cost_analysis(), compiled.memory_analysis()

@@ -18,6 +18,15 @@ class SiteError(InputError):
     """A credit site is unknown, was not reached, or sits where its error cannot be delivered."""
 
 
+def reason(error: Exception, most: int = 200) -> str:
+    """The message of another library in one line, its first `most` characters.
+
+    >>> reason(ValueError("no\\n  room"))
+    'no room'
+    """
+    return " ".join(str(error).split())[:most] or type(error).__name__
+
+
 def unknown(kind: str, name: object, known: Iterable[object]) -> str:
     """The message for an unknown name, with the nearest known one.
 

@@ -8,20 +8,19 @@ and runs on a CPU.
 import os
 import sys
 
+import jax
+
 from dfa_jax.errors import InputError, select
 from dfa_jax.report import catalogue, pod
-from dfa_jax.report.recipe import Recipe
-from dfa_jax.report.run_study import RunStudy
 from dfa_jax.train.cli import Parser, exit_on_bad_input
-from dfa_jax.train.config import TrainConfig
 
 
 def main(arguments: list[str]) -> None:
     """One report a variant."""
     options = parser().parse(arguments)
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    jax.config.update("jax_platforms", "cpu")  # JAX has read its environment by now
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")  # libtpu looks for it
-    configs = variants(options.recipe)
+    configs = catalogue.load_runs(options.recipe).variants
     misfits = []
     for name in select("variant", options.only, configs):
         report = pod.compile_for(configs[name], options.topology)
@@ -31,15 +30,6 @@ def main(arguments: list[str]) -> None:
         raise InputError(
             f"do not fit {options.topology}: {', '.join(misfits)}; set fsdp, or raise model_axis"
         )
-
-
-def variants(name: str) -> dict[str, TrainConfig]:
-    """The runs of a recipe by name."""
-    found = catalogue.load(name)
-    recipe = found.recipe if isinstance(found, RunStudy) else found
-    if not isinstance(recipe, Recipe):
-        raise InputError(f"'{name}' has no training runs to compile")
-    return dict(recipe.variants)
 
 
 def parser() -> Parser:

@@ -9,10 +9,7 @@ not done again. `--gather` writes the records of what is done so far, `--status`
 import pathlib
 import sys
 
-from dfa_jax.errors import InputError
 from dfa_jax.report import catalogue, gathering, progress, sweep
-from dfa_jax.report.recipe import Recipe
-from dfa_jax.report.run_study import RunStudy
 from dfa_jax.train import interrupt
 from dfa_jax.train.cli import Parser, exit_on_bad_input
 from dfa_jax.train.process import prepare_process
@@ -21,7 +18,7 @@ from dfa_jax.train.process import prepare_process
 def main(arguments: list[str]) -> None:
     """Works until no job is left and gathers what is done, or shows what there is to do."""
     options = parser().parse(arguments)
-    recipe = trained(options.recipe)
+    recipe = catalogue.load_runs(options.recipe)
     folder = options.sweep_dir or pathlib.Path("runs") / "sweeps" / recipe.name
     if options.dry_run or options.status:
         print(progress.planned(recipe) if options.dry_run else progress.status(recipe, folder))
@@ -40,20 +37,6 @@ def main(arguments: list[str]) -> None:
         )
     diverged = gathering.gather(recipe, folder, results)
     print(f"records in {results}; diverged: {diverged or 'none'}")
-
-
-def trained(name: str) -> Recipe:
-    """The training runs of a recipe.
-
-    Raises:
-        InputError: it has none.
-    """
-    found = catalogue.load(name)
-    if isinstance(found, RunStudy):
-        return found.recipe
-    if isinstance(found, Recipe):
-        return found
-    raise InputError(f"'{name}' has no training runs to share out; use scripts/reproduce.py")
 
 
 def parser() -> Parser:

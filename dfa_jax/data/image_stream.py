@@ -12,7 +12,7 @@ from PIL import Image
 
 from dfa_jax.data.stored import StoredSplit
 from dfa_jax.data.stream import Stream
-from dfa_jax.errors import InputError
+from dfa_jax.errors import InputError, reason
 from dfa_jax.types import Batch
 
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
@@ -129,9 +129,8 @@ class ImageStream(Stream):
             with Image.open(io.BytesIO(encoded)) as image:
                 image = image.convert(_MODES[self._channels])
         except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError and others
-            reason = " ".join(str(error).split())[:200]
             raise InputError(
-                f"image {index} of data set {self.split.where} cannot be decoded ({reason});"
+                f"image {index} of data set {self.split.where} cannot be decoded ({reason(error)});"
                 " prepare the set anew"
             ) from error
         height, width = self._sides

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from dfa_jax.data.locate import data_directory, registered
-from dfa_jax.errors import InputError
+from dfa_jax.errors import InputError, reason
 
 
 def prepare(name: str, directory: pathlib.Path) -> pathlib.Path:
@@ -40,8 +40,9 @@ def prepare(name: str, directory: pathlib.Path) -> pathlib.Path:
         builder = tfds.builder(name, data_dir=directory)
         builder.download_and_prepare(file_format="array_record")
     except Exception as error:  # any kind: network, disk, checksum, a set that needs manual steps
-        reason = " ".join(str(error).split())[:300]
-        raise InputError(f"preparing '{name}' in {directory} failed: {reason}") from error
+        raise InputError(
+            f"preparing '{name}' in {directory} failed: {reason(error, 300)}"
+        ) from error
     return pathlib.Path(builder.data_dir)
 
 

@@ -7,7 +7,7 @@ import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from dfa_jax.errors import InputError
+from dfa_jax.errors import InputError, reason
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,9 +63,8 @@ def readable(name: str, folder: pathlib.Path) -> Iterator[None]:
             f" TensorFlow to read; prepare it anew with {remedy}"
         ) from error
     except Exception as error:  # TFDS, array_record, protobuf and Pillow share no base class
-        reason = " ".join(str(error).split())[:200]
         raise InputError(
-            f"data set '{name}' in {folder} cannot be read ({reason}); prepare it anew with"
+            f"data set '{name}' in {folder} cannot be read ({reason(error)}); prepare it anew with"
             f" {remedy}"
         ) from error
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from dfa_jax.errors import InputError
+from dfa_jax.errors import InputError, reason
 
 Tokenizer = Literal["bytes", "bpe"]
 """A token a byte, 256 of them; or byte-level byte-pair encoding, learned from the training text."""
@@ -129,8 +129,9 @@ class BPEVocabulary(Vocabulary):
         try:
             tokenizer = tokenizers.Tokenizer.from_str(self.description)
         except Exception as error:  # the library raises no class of its own
-            reason = " ".join(str(error).split())[:200]
-            raise InputError(f"the description of a vocabulary is damaged ({reason})") from error
+            raise InputError(
+                f"the description of a vocabulary is damaged ({reason(error)})"
+            ) from error
         tokenizer.encode_special_tokens = True  # a text that spells a separator contains none
         return tokenizer
 

@@ -36,6 +36,20 @@ def load(name: str) -> Recipe | Study | RunStudy:
     return dataclasses.replace(found, name=plain(name), header=(module["__doc__"] or "").strip())
 
 
+def load_runs(name: str) -> Recipe:
+    """The training runs of a recipe: itself, or those that a study reads.
+
+    Raises:
+        InputError: there is no such file, or it has none.
+    """
+    found = load(name)
+    if isinstance(found, RunStudy):
+        return found.recipe
+    if isinstance(found, Recipe):
+        return found
+    raise InputError(f"'{name}' has no training runs to share out; use scripts/reproduce.py")
+
+
 def load_study(name: str) -> Study:
     """The study of a file under `configs/`, for another that shares its cases.
 

@@ -16,10 +16,10 @@ from jax.experimental import topologies
 
 from dfa_jax import checks
 from dfa_jax.data import Dataset, MarkovData, TextData
-from dfa_jax.errors import InputError
+from dfa_jax.errors import InputError, reason
 from dfa_jax.train import compiled, sharding
 from dfa_jax.train.config import TrainConfig
-from dfa_jax.train.program import Program, make_program
+from dfa_jax.train.program import examples, make_program
 from dfa_jax.types import Batch
 
 CHIP_GIGABYTES = {"v4": 32, "v5e": 16, "v5p": 95, "v6e": 32}
@@ -96,26 +96,21 @@ def compile_for(config: TrainConfig, topology: str) -> PodReport:
     """
     dataset = _dataset(config)
     program = make_program(config, dataset, 1000, devices=slice_devices(topology))
-    state = _placed(
-        jax.eval_shape(
-            lambda key, batch: compiled.init_state(key, batch, **program.initial_parts),
-            jax.random.key(0),
-            _examples(dataset, config.batch_size),
-        ),
-        program,
+    batch = examples(dataset, config.batch_size)
+    state = jax.eval_shape(
+        lambda key, batch: compiled.init_state(key, batch, **program.initial_parts),
+        jax.random.key(0),
+        batch,
     )
+    state = sharding.placed(state, sharding.state_shardings(program.mesh, state))
     steps = sharding.over_steps(program.mesh)
-    data = Batch(
-        *(
-            jax.ShapeDtypeStruct((_STEPS, *a.shape), a.dtype, sharding=steps)
-            for a in _examples(dataset, config.batch_size)
-        )
+    data = jax.tree.map(
+        lambda a: jax.ShapeDtypeStruct((_STEPS, *a.shape), a.dtype, sharding=steps), batch
     )
     factors = jax.ShapeDtypeStruct((_STEPS,), np.float32)
     lowered = compiled.run_steps.lower(state, data, None, _STEPS, factors, program=program)
     done = lowered.compile()
     memory: Any = done.memory_analysis()
-    batch = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), data)
     flops = checks.matmul_flops(
         jax.make_jaxpr(lambda s, b: compiled.train_step(s, b, **program.parts))(state, batch)
     )
@@ -148,10 +143,9 @@ def slice_devices(topology: str) -> list[Any]:
     try:
         found = topologies.get_topology_desc(platform="tpu", topology_name=topology)
     except (RuntimeError, ValueError, NotImplementedError) as error:
-        said = " ".join(str(error).split())[:120]
         raise InputError(
-            f"nothing can be compiled for '{topology}' here ({said}); pip install 'jax[tpu]', and"
-            " give a chip and a shape that there is, as v5e:16x16"
+            f"nothing can be compiled for '{topology}' here ({reason(error, 120)}); pip install"
+            " 'jax[tpu]', and give a chip and a shape that there is, as v5e:16x16"
         ) from error
     return list(found.devices)
 
@@ -219,23 +213,6 @@ def _dataset(config: TrainConfig) -> Dataset:
     windows = jax.ShapeDtypeStruct((config.batch_size, config.data.context), np.int32)
     classes = getattr(config.model, "num_outputs", 256)
     return Dataset("text", Batch(windows, windows), Batch(windows, windows), classes)
-
-
-def _examples(dataset: Dataset, number: int) -> Batch:
-    """A batch without numbers."""
-    return Batch(
-        *(
-            jax.ShapeDtypeStruct((number, *a.shape[1:]), a.dtype)
-            for a in (dataset.train.inputs, dataset.train.targets)
-        )
-    )
-
-
-def _placed(state: Any, program: Program) -> Any:
-    shardings = sharding.state_shardings(program.mesh, state)
-    return jax.tree.map(
-        lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), state, shardings
-    )
 
 
 def _bytes_a_device(state: Any) -> int:

@@ -13,7 +13,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from jaxtyping import Array, UInt32
 
-from dfa_jax.errors import InputError
+from dfa_jax.errors import InputError, reason
 from dfa_jax.train.config import TrainConfig, changes, to_dict
 from dfa_jax.train.state import TrainState
 
@@ -85,7 +85,7 @@ class Checkpoints:
             kept = f"the one of step {self.steps[0]} is whole" if self.steps else "there is none"
             raise InputError(
                 f"the checkpoint of step {step} cannot be written to {self._directory}"
-                f" ({_said(error)}); {kept}: make room there and go on with --resume"
+                f" ({reason(error, 120)}); {kept}: make room there and go on with --resume"
             ) from error
 
     def restore(self, like: Any, step: int) -> tuple[TrainState, Progress]:
@@ -104,7 +104,9 @@ class Checkpoints:
             progress, written = Progress(**notes["progress"]), notes["digest"]
             other = changes(notes["config"], self._config)
         except Exception as error:  # over broken files Orbax raises many things, plain ones too
-            raise DamagedError(f"checkpoint {folder} cannot be read ({_said(error)})") from error
+            raise DamagedError(
+                f"checkpoint {folder} cannot be read ({reason(error, 120)})"
+            ) from error
         if other:
             raise DamagedError(f"checkpoint {folder} is of another run ({other[0]})")
         if not np.array_equal(written, digest(state)):
@@ -154,11 +156,6 @@ def _digest_of(leaf: Array) -> Array:
         index = jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
         place += index * jnp.uint32((0x9E3779B1 * (2 * axis + 1)) % 2**32)
     return jnp.sum((2 * place + 1) * bits, dtype=jnp.uint32)
-
-
-def _said(error: Exception) -> str:
-    """The first words of a message of another library."""
-    return " ".join(str(error).split())[:120] or type(error).__name__
 
 
 def _parts(state: TrainState) -> dict[str, Any]:

@@ -12,6 +12,7 @@ with them is raised in all, so that none waits for another that has given up.
 """
 
 import contextlib
+import functools
 import json
 import os
 import socket
@@ -25,7 +26,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
-from dfa_jax.errors import InputError
+from dfa_jax.errors import InputError, reason
 from dfa_jax.train.config import changes, to_dict
 
 Found = TypeVar("Found")
@@ -53,7 +54,7 @@ def join(environment: Mapping[str, str] = os.environ) -> None:
         jax.distributed.initialize(**options, initialization_timeout=timeout)
     except (RuntimeError, ValueError) as error:
         named = ", ".join(f"{name} {value}" for name, value in options.items()) or "as JAX detects"
-        said = " ".join(str(error).split())[:160]
+        said = reason(error, 160)
         raise InputError(
             f"the processes of this run ({named}) did not come together in {timeout} s ({said});"
             " check that all are started and reach that address"
@@ -205,19 +206,6 @@ def agree(config: Any) -> None:
         )
 
 
-def any_failed(error: InputError | None) -> None:
-    """Raises in all processes what was found in any of them."""
-    if jax.process_count() == 1:
-        if error:
-            raise error
-        return
-    failed = np.flatnonzero(multihost_utils.process_allgather(np.array(error is not None)))
-    if error:
-        raise error
-    if failed.size:
-        raise InputError(f"process {failed[0]} of {jax.process_count()} cannot go on; it says why")
-
-
 def most(mesh: Mesh, *values: float) -> Float[np.ndarray | Array, " values"]:
     """The largest of each value over all processes; fetch it when it is needed."""
     own = np.array(values, np.float32)
@@ -226,7 +214,7 @@ def most(mesh: Mesh, *values: float) -> Float[np.ndarray | Array, " values"]:
     everyone = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
     shape = (mesh.size, len(own))
     all_values = jax.make_array_from_callback(shape, everyone, lambda index: own[None])
-    return _most(all_values, NamedSharding(mesh, PartitionSpec()))
+    return _most(all_values, mesh=mesh)
 
 
 def _tell(text: str) -> str:
@@ -237,5 +225,6 @@ def _tell(text: str) -> str:
     return np.asarray(multihost_utils.broadcast_one_to_all(padded)).tobytes().decode()
 
 
-def _most(values: Array, everywhere: NamedSharding) -> Array:
-    return jax.jit(lambda a: a.max(0), out_shardings=everywhere)(values)
+@functools.partial(jax.jit, static_argnames="mesh")  # compiled once, not at every dispatch
+def _most(values: Array, *, mesh: Mesh) -> Array:
+    return jax.lax.with_sharding_constraint(values.max(0), NamedSharding(mesh, PartitionSpec()))

@@ -85,6 +85,16 @@ def make_program(
     )
 
 
+def examples(dataset: Dataset, number: int) -> Batch:
+    """So many training examples without numbers: shapes and types."""
+    return Batch(
+        *(
+            jax.ShapeDtypeStruct((number, *a.shape[1:]), a.dtype)
+            for a in (dataset.train.inputs, dataset.train.targets)
+        )
+    )
+
+
 def _checked_views(config: TrainConfig, dataset: Dataset) -> Views | None:
     """What to do with every batch, if anything, after trying it on one without numbers."""
     if config.augment == NONE and not config.is_contrastive:
@@ -96,13 +106,7 @@ def _checked_views(config: TrainConfig, dataset: Dataset) -> Views | None:
         )
     second = config.second_view if config.is_contrastive else None
     views = Views.of(dataset, config.augment, second)
-    example = Batch(
-        *(
-            jax.ShapeDtypeStruct((config.batch_size, *a.shape[1:]), a.dtype)
-            for a in (dataset.train.inputs, dataset.train.targets)
-        )
-    )
-    jax.eval_shape(views, jax.random.key(0), example)
+    jax.eval_shape(views, jax.random.key(0), examples(dataset, config.batch_size))
     return views
 
 

@@ -155,9 +155,7 @@ class Run:
         init = functools.partial(compiled.draw_state, program=self.program)
         abstract = jax.eval_shape(init, *seed_keys(self.config), self._example())
         shardings = sharding.state_shardings(self.program.mesh, abstract)
-        like = jax.tree.map(
-            lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, shardings
-        )
+        like = sharding.placed(abstract, shardings)
         self.state, progress = self.files.checkpoints.restore(like, step)
         self.curve = self.files.curve_until(progress.since) if progress.since else []
         self._stand_at(progress)

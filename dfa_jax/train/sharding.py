@@ -86,6 +86,13 @@ def state_shardings(mesh: Mesh, state: Any) -> Any:
     return jax.tree.map(lambda leaf: NamedSharding(mesh, _spec(mesh, leaf, fsdp=True)), state)
 
 
+def placed(tree: Any, shardings: Any) -> Any:
+    """Shapes and types of arrays, abstract or not, with these shardings: what to compile for."""
+    return jax.tree.map(
+        lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), tree, shardings
+    )
+
+
 def gathered(mesh: Mesh, tree: Any) -> Any:
     """Parameters, feedback and gradients as a step computes with them: whole along `fsdp`.
 

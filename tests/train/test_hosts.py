@@ -122,7 +122,10 @@ def test_a_folder_that_is_taken_is_refused_by_all(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("started", "message"),
-    [((0, 2), "process 1(, 2)? did not come at"), ((1, 2), "cannot be used by process [12] of 3 in 5 s")],
+    [
+        ((0, 2), "process 1(, 2)? did not come at"),
+        ((1, 2), "cannot be used by process [12] of 3 in 5 s"),
+    ],
     ids=["one is missing", "the first is missing"],
 )
 def test_processes_that_never_come_are_not_waited_for(tmp_path, started, message):
