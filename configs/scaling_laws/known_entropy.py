@@ -10,8 +10,16 @@ The irreducible loss of real text is known to nobody, so nobody can tell whether
 Here text is a stationary Markov chain over 64 symbols with random transitions, whose entropy rate
 is known in closed form. A Transformer of one block that is wide enough to hold all transitions
 learns it under backpropagation; `L = E + (C_c / C)^a` is fitted to its curve, and E compared.
+
+A floor can only be found where the curve has the law's form. So the symbols are about equally
+frequent (a concentration of 2; with rare ones, which are learned last, the curve's slope changes
+all along), the rate is so high, and half of a run's length decays it, that what is left to learn
+is noise at every point, and the fit begins behind the plateau at which only frequencies are known.
+What the source's own probabilities lose on the test text differs from the entropy by chance; that
+difference is taken off every loss: a control variate, which leaves the expected loss as it is.
 """
 
+import functools
 from collections.abc import Sequence
 
 import jax
@@ -32,22 +40,24 @@ from dfa_jax.scaling import Interval, Run, bootstrap, fit_law
 from dfa_jax.train.config import TrainConfig
 from dfa_jax.train.records import RunRecord
 
-SOURCE = MarkovData(num_symbols=64, order=1, context=64, num_train=2**22, num_test=2**17)
+SOURCE = MarkovData(
+    num_symbols=64, order=1, concentration=2.0, context=64, num_train=2**22, num_test=2**17
+)
 MODEL = Transformer(
     num_outputs=SOURCE.num_symbols, num_layers=1, width=64, num_heads=2, context=SOURCE.context
 )
-STEPS, FITTED_FROM = 3000, 200  # before, the loss is that of learning at all
+STEPS, FITTED_FROM = 3000, 100
 LAW = "power_law_with_floor"
 CONFIG = TrainConfig(
     data=SOURCE,
     model=MODEL,
     sites=credit_sites(MODEL, "macro"),
     rule=Backprop(),
-    optimizer=Optimizer("adam", 4e-3, b2=0.98, clip_norm=1.0, warmup_fraction=0.03),
+    optimizer=Optimizer("adam", 1.6e-2, b2=0.98, clip_norm=1.0, warmup_fraction=0.03),
     batch_size=16,
     num_tokens=STEPS * 16 * SOURCE.context,
     log_evaluations=30,
-    decay_fraction=0.2,
+    decay_fraction=0.5,
     alignment_examples=0,
 )
 RUNS = Recipe(
@@ -59,9 +69,18 @@ RUNS = Recipe(
 )
 
 
+@functools.cache
+def chance() -> float:
+    """What the source's own probabilities lose on the test text, less the entropy."""
+    test = SOURCE.load().test
+    own = -np.log(SOURCE.transition[test.inputs, test.targets])  # [windows, time]
+    return float(own.mean()) - SOURCE.optimal_loss
+
+
 def curves(held: Sequence[RunRecord]) -> list[Run]:
     """The points that are fitted; all of them where the runs are shorter than that."""
-    every = ladder.points(RUNS.variants, held, "6ND")
+    measured = ladder.points(RUNS.variants, held, "6ND")
+    every = [run._replace(loss=run.loss - chance()) for run in measured]
     first = FITTED_FROM * CONFIG.batch_size * SOURCE.context
     return [run for run in every if run.num_tokens >= first] or every
 
@@ -108,8 +127,8 @@ def findings(held: Sequence[RunRecord]) -> Sequence[Finding]:
             floor.low <= entropy <= floor.high,
         ),
         finding.at_least(
-            "test loss, nats a token, less the entropy", losses - entropy, -0.01,
-            "no model beats it but by the chance of the test text", digits=4,
+            "test loss, nats a token, less the entropy", losses - entropy, 0.0,
+            "no model beats it", digits=4,
         ),
     ]  # fmt: skip
 
