@@ -40,8 +40,8 @@ from dfa_jax.scaling import Interval, Run, bootstrap, fit_law
 from dfa_jax.train.config import TrainConfig
 from dfa_jax.train.records import RunRecord
 
-SOURCE = MarkovData(
-    num_symbols=64, order=1, concentration=2.0, context=64, num_train=2**22, num_test=2**17
+SOURCE = MarkovData(  # more tokens than a run and its longest branch see: none comes twice
+    num_symbols=64, order=1, concentration=2.0, context=64, num_train=2**23, num_test=2**19
 )
 MODEL = Transformer(
     num_outputs=SOURCE.num_symbols, num_layers=1, width=64, num_heads=2, context=SOURCE.context
