@@ -7,16 +7,16 @@ Expect: the law's floor covers the entropy of the source, which no model can bea
     stays above it.
 
 The irreducible loss of real text is known to nobody, so nobody can tell whether a fit finds it.
-Here text is a stationary Markov chain over 64 symbols with random transitions, whose entropy rate
+Here text is a stationary Markov chain over 16 symbols with random transitions, whose entropy rate
 is known in closed form. A Transformer of one block that is wide enough to hold all transitions
 learns it under backpropagation; `L = E + (C_c / C)^a` is fitted to its curve, and E compared.
 
-A floor can only be found where the curve has the law's form. So the symbols are about equally
-frequent (a concentration of 2; with rare ones, which are learned last, the curve's slope changes
-all along), the rate is so high, and half of a run's length decays it, that what is left to learn
-is noise at every point, and the fit begins behind the plateau at which only frequencies are known.
-Even so no curve of a network is exactly a power law, and where the fit begins moves its floor by
-more than the seeds do. So the interval is that of several fits together.
+A floor can only be found where the curve has the law's form. A model with enough data for all that
+there is to learn is such a case: what an efficient estimate of the probabilities loses above the
+entropy falls as 1 / D. So the symbols are few and about equally frequent (a concentration of 2):
+rare ones are learned last, and the curve's slope changes all along. The rate is high, and each
+branch decays it over as many steps as lie behind it. Where the fit begins is a choice that moves
+its floor, so the interval is that of three fits together.
 
 What the source's own probabilities lose on the test text differs from the entropy by chance; that
 difference is taken off every loss: a control variate, which leaves the expected loss as it is.
@@ -44,7 +44,7 @@ from dfa_jax.train.config import TrainConfig
 from dfa_jax.train.records import RunRecord
 
 SOURCE = MarkovData(  # more tokens than a run and its longest branch see: none comes twice
-    num_symbols=64, order=1, concentration=2.0, context=64, num_train=2**23, num_test=2**19
+    num_symbols=16, order=1, concentration=2.0, context=64, num_train=2**23, num_test=2**19
 )
 MODEL = Transformer(
     num_outputs=SOURCE.num_symbols, num_layers=1, width=64, num_heads=2, context=SOURCE.context
@@ -60,7 +60,7 @@ CONFIG = TrainConfig(
     batch_size=16,
     num_tokens=STEPS * 16 * SOURCE.context,
     log_evaluations=30,
-    decay_fraction=0.5,
+    decay_fraction=1.0,
     alignment_examples=0,
 )
 RUNS = Recipe(
