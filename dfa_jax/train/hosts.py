@@ -47,6 +47,7 @@ def join(environment: Mapping[str, str] = os.environ) -> None:
         return
     timeout = _number(environment, "DFA_JAX_TIMEOUT", 300)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")  # of no matter elsewhere
+    jax.config.update("jax_enable_preemption_service", False)  # it takes SIGTERM away from us
     if options:
         address, number, own = options.values()
         _meet(address, number, own, timeout)

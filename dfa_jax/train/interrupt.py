@@ -28,7 +28,7 @@ def listen(script: str) -> Iterator[None]:
     """Notes the first SIGTERM or SIGINT inside of the block; an `Interrupted` ends the process.
 
     It exits with 0 after SIGTERM, so that a scheduler takes the stop for what it is, and with 130
-    after Ctrl-C.
+    after Ctrl-C; with 0 too where another process of the run got the signal, and this one none.
     """
 
     def note(number: int, frame: object) -> None:
@@ -43,7 +43,7 @@ def listen(script: str) -> Iterator[None]:
         yield
     except Interrupted as stop:
         print(f"{script}: {stop}", file=sys.stderr)
-        raise SystemExit(_EXIT_CODES[_received[0]]) from None
+        raise SystemExit(_EXIT_CODES[_received[0]] if _received else 0) from None
     finally:
         for one, handler in before.items():
             signal.signal(one, handler)
