@@ -87,6 +87,10 @@ OPTIONS = {
         "--model-axis 3",
         "model_axis is 3.* 8 devices; choose a divisor",
     ),
+    "mesh that splits no width": (
+        "--model-axis 4 --model.widths 15 9",
+        r"model_axis is 4, which divides none of MLP's widths \(9, 10, 15\); choose a divisor",
+    ),
     "batch larger than the data": (
         "--batch-size 128",
         "batch_size is 128 .* 64 .*lower batch_size",
@@ -190,6 +194,11 @@ DIRECTORIES = {
     "no run": (foreign, "--overwrite", "exists and is not a run .*choose another folder"),
     "a path below a file": (None, "--run-dir run/config.json/x", "cannot be used .*written to"),
     "a file": (None, "--run-dir run/config.json", "run/config.json is a file; choose another path"),
+    "a bucket": (
+        None,
+        "--run-dir gs://mine/run",
+        "gs:/mine/run is an address and no folder; mount",
+    ),
     "a read-only place": (None, "--run-dir /proc/dfa_jax_run", "/proc/dfa_jax_run cannot be used"),
 }
 

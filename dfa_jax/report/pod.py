@@ -25,6 +25,9 @@ from dfa_jax.types import Batch
 CHIP_GIGABYTES = {"v4": 32, "v5e": 16, "v5p": 95, "v6e": 32}
 """Memory of a chip, by its maker (cloud.google.com/tpu/docs, system architecture)."""
 
+POD_CHIPS = {"v4": 4096, "v5e": 256, "v5p": 8960, "v6e": 256}
+"""The most chips that are one slice, or more than that, likewise."""
+
 _STEPS = 2  # of a dispatch; they are taken one by one, so that their number costs input alone
 
 
@@ -134,11 +137,16 @@ def slice_devices(topology: str) -> list[Any]:
     Raises:
         InputError: there is no such topology, or `libtpu` is missing.
     """
-    kind = topology.partition(":")[0]
-    if kind not in CHIP_GIGABYTES:
-        known = ", ".join(CHIP_GIGABYTES)
+    kind, _, shape = topology.partition(":")
+    if kind not in POD_CHIPS or not re.fullmatch(r"\d+(x\d+){1,2}", shape):
+        known = ", ".join(POD_CHIPS)
         raise InputError(
             f"topology is '{topology}'; expected a chip ({known}) and a shape, as v5e:16x16"
+        )
+    if not 0 < (chips := math.prod(map(int, shape.split("x")))) <= POD_CHIPS[kind]:
+        raise InputError(
+            f"topology is '{topology}', of {chips} chips; expected at most the {POD_CHIPS[kind]} of"
+            f" a {kind} pod, as v5e:16x16"
         )
     try:
         found = topologies.get_topology_desc(platform="tpu", topology_name=topology)

@@ -31,7 +31,7 @@ from dfa_jax.report import plan, tuning
 from dfa_jax.report.recipe import Recipe
 from dfa_jax.report.run import diverged, located
 from dfa_jax.train.config import TrainConfig, changes, to_dict
-from dfa_jax.train.directory import RunDirectory
+from dfa_jax.train.directory import RunDirectory, check_path
 from dfa_jax.train.loop import differences, fit_together
 from dfa_jax.train.records import RunRecord
 
@@ -88,6 +88,7 @@ def open_folder(recipe: Recipe, folder: pathlib.Path) -> None:
     Raises:
         InputError: the folder serves another grid, or cannot be written to.
     """
+    check_path(folder)
     grid = json.loads(json.dumps(_grid(recipe)))
     try:
         (folder / "locks").mkdir(parents=True, exist_ok=True)

@@ -57,8 +57,8 @@ class TrainConfig:
         seed: of parameters, feedback and order of examples.
         feedback_seed: of the rule's feedback, where runs of several seeds are to share it.
         fsdp: split every matrix of the state (parameters, moments, feedback) over the devices that
-            share the batch, so that none holds it whole.
-        model_axis: devices over which each layer's width is split.
+            share the batch, so that none holds it whole; on one device, nothing changes.
+        model_axis: devices over which each layer's width is split, where it divides.
     """
 
     data: ImageData | TextData | MarkovData | GaussianTargets = ImageData()

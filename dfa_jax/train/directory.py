@@ -58,6 +58,7 @@ class RunDirectory:
         return directory
 
     def _claim(self, config: TrainConfig, *, resume: bool, overwrite: bool) -> None:
+        check_path(self.path)
         if self.path.exists() and not self.path.is_dir():
             raise InputError(f"run directory {self.path} is a file; choose another path")
         taken = self.path.exists() and any(self.path.iterdir())
@@ -114,7 +115,7 @@ class RunDirectory:
         One point without a checkpoint is what a stop while the first one is written leaves.
         """
         path = self.path / _CURVE
-        if path.exists() and (number := path.read_text().count("\n")) > 1:
+        if path.exists() and (number := path.read_bytes().count(b"\n")) > 1:
             raise InputError(
                 f"{path} has {number} points and there is no checkpoint in {self.checkpoints} to go"
                 " on from; start again with --overwrite"
@@ -123,12 +124,12 @@ class RunDirectory:
     def curve_until(self, step: int) -> list[records.Evaluation]:
         """The curve up to a step; later points, which a resumed run makes again, are removed."""
         path = self.path / _CURVE
-        lines = path.read_text().split("\n")[:-1] if path.exists() else []
+        lines = path.read_text(errors="replace").split("\n")[:-1] if path.exists() else []
         kept = []
         for number, line in enumerate(lines, start=1):
             try:
                 evaluation = records.Evaluation(**json.loads(line))
-            except (ValueError, TypeError) as error:
+            except (ValueError, TypeError, RecursionError) as error:
                 raise InputError(
                     f"{path}, line {number} is not an evaluation ({error}); start again with"
                     " --overwrite"
@@ -151,12 +152,11 @@ class RunDirectory:
         """
         path = self.path / _RECORD
         try:
-            fields = json.loads(path.read_text())
+            return records.parse_run(json.loads(path.read_text()))
         except FileNotFoundError:
             return None
-        except ValueError as error:
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise InputError(f"{path} is damaged ({error}); delete it to make it again") from error
-        return records.parse_run(fields)
 
     def latest_step(self) -> int:
         """The step of the newest whole checkpoint, 0 if there is none."""
@@ -166,6 +166,19 @@ class RunDirectory:
     def finish(self, record: records.RunRecord) -> None:
         """Writes the record of the whole run."""
         _write(self.path / _RECORD, dataclasses.asdict(record))
+
+
+def check_path(path: pathlib.Path) -> None:
+    """Refuses an address, as of a bucket, which would be a folder called `gs:` on this machine.
+
+    Raises:
+        InputError: it is none of a folder.
+    """
+    if len(scheme := path.parts[0] if path.parts else "") > 2 and scheme.endswith(":"):
+        raise InputError(
+            f"{path} is an address and no folder; mount what is at {scheme}//, and give a path"
+            " below it"
+        )
 
 
 def _write(path: pathlib.Path, content: Any) -> None:

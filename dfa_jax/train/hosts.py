@@ -15,7 +15,9 @@ import contextlib
 import functools
 import json
 import os
+import pathlib
 import socket
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
@@ -205,6 +207,35 @@ def agree(config: Any) -> None:
             f"process {differ[0]} of {jax.process_count()} has another configuration than process"
             f" 0{what}; give all the same one"
         )
+
+
+def check_shared(folder: pathlib.Path) -> None:
+    """Refuses a folder of which the processes each have one of their own, or none.
+
+    Raises:
+        InputError: in all processes; else they would wait long for each other's checkpoints.
+    """
+    if jax.process_count() == 1:
+        return
+    mark = folder / from_first(lambda: _mark(folder))
+    blind = np.flatnonzero(multihost_utils.process_allgather(np.array(not mark.exists())))
+    if is_first():
+        mark.unlink()
+    if blind.size:
+        raise InputError(
+            f"process {blind[0]} of {jax.process_count()} does not see the files that process 0"
+            f" writes to {folder}; choose a folder that all share"
+        )
+
+
+def _mark(folder: pathlib.Path) -> str:
+    """The name of a new file there."""
+    try:
+        handle, name = tempfile.mkstemp(dir=folder, prefix=".shared-")
+        os.close(handle)
+    except OSError as error:
+        raise InputError(f"{folder} cannot be written to ({error.strerror})") from error
+    return pathlib.Path(name).name
 
 
 def most(mesh: Mesh, *values: float) -> Float[np.ndarray | Array, " values"]:

@@ -19,7 +19,7 @@ from dfa_jax.train import sharding
 from dfa_jax.train.config import TrainConfig
 from dfa_jax.train.readout import Readout, place_readout
 from dfa_jax.train.views import Views
-from dfa_jax.types import Batch
+from dfa_jax.types import Batch, Params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,6 +143,7 @@ def _checked_model(config: TrainConfig, dataset: Dataset, rows: int) -> Model:
                 f"{type(config.model).__name__} on inputs {example.shape} has an empty parameter"
                 f" {'/'.join(part.key for part in path)} of shape {leaf.shape}; check its sizes"
             )
+    _check_widths(config, params)
     if config.is_contrastive:
         if outputs.ndim != 2:
             raise InputError(
@@ -159,3 +160,14 @@ def _checked_model(config: TrainConfig, dataset: Dataset, rows: int) -> Model:
             f" set the model's number of outputs to {dataset.num_classes}"
         )
     return model
+
+
+def _check_widths(config: TrainConfig, params: Params) -> None:
+    """Refuses a model axis that splits nothing: every device would hold, and do, all of it."""
+    widths = sorted({leaf.shape[-1] for leaf in jax.tree.leaves(params) if leaf.ndim >= 2})
+    if all(width % config.model_axis for width in widths):
+        raise InputError(
+            f"model_axis is {config.model_axis}, which divides none of"
+            f" {type(config.model).__name__}'s widths ({', '.join(map(str, widths))}); choose a"
+            " divisor of one, or 1"
+        )

@@ -118,13 +118,13 @@ def read_lines(path: pathlib.Path, parse: Callable[[Any], Any]) -> list[Any]:
     """
     if not path.exists():
         return []
-    *lines, unfinished = path.read_text().split("\n")
+    *lines, unfinished = path.read_text(errors="replace").split("\n")
     del unfinished  # "" after a whole last line
     found = []
     for number, line in enumerate(lines, start=1):
         try:
             found.append(parse(json.loads(line)))
-        except (json.JSONDecodeError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise InputError(
                 f"{path}, line {number} is not a run record ({error}); mend or delete that line"
             ) from error

@@ -83,6 +83,7 @@ class Files(NamedTuple):
             RunDirectory.open(path, config, resume=resume, overwrite=overwrite)
 
         hosts.from_first(claim)
+        hosts.check_shared(path)
         directory, writer = RunDirectory(path), None
         checkpoints = stack.enter_context(Checkpoints(directory.checkpoints, config))
         if hosts.is_first():

@@ -1,7 +1,14 @@
 """Train steps compiled ahead: what is read off a compiled program."""
 
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
 import pytest
 
+import dfa_jax
 from dfa_jax.errors import InputError
 from dfa_jax.report import pod
 
@@ -38,8 +45,34 @@ def test_traffic_of_a_loop_of_unknown_length_counts_once():
     assert pod.traffic(unknown)["all-reduce"] == (1, 128)
 
 
-@pytest.mark.parametrize("topology", ["v5e", "a100:8", "v5e:1000x1000"])
+@pytest.mark.parametrize(
+    "topology", ["v5e", "a100:8", "v5e:", "v5e:16", "v5e:0x4", "v5e:3x7", "v5e:1000x1000"]
+)
 def test_unknown_topologies_are_refused(topology):
     """Documented contract: the value and what was expected, with or without libtpu."""
     with pytest.raises(InputError, match=f"'{topology}'.*v5e:16x16"):
         pod.slice_devices(topology)
+
+
+WITHOUT_LIBTPU = """
+import runpy, sys
+sys.modules["libtpu"] = None  # importing it fails, as where it is not installed
+sys.argv[1:] = ["quickstart", "--topology", "v5e:4x4"]
+runpy.run_path("scripts/compile_for_pod.py", run_name="__main__")
+"""
+
+
+@pytest.mark.slow
+def test_without_libtpu_there_is_one_line():
+    """Oracle: the shell. Exit code 2, and one line that says what to install."""
+    root = pathlib.Path(dfa_jax.__file__).parents[1]
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_LIBTPU],
+        cwd=root,
+        env={**os.environ, "PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2, done.stderr
+    assert re.fullmatch(r"compile_for_pod.py: error: .*pip install 'jax\[tpu\]'.*\n", done.stderr)

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -18,7 +19,7 @@ import pytest
 from dfa_jax.errors import InputError
 from dfa_jax.train import fit, hosts
 from tests import helpers
-from tests.train import small
+from tests.train import killed, small
 from tests.train.test_resume import ROOTS
 
 RULE = "direct_feedback_alignment"
@@ -30,8 +31,15 @@ def free_port():
         return found.getsockname()[1]
 
 
-def run(folder, number, devices, *changes, timeout="60", started=None):
+def run(folder, number, devices, *changes, **options):
     """What each process said and how it ended; `changes` are those of each, or of all."""
+    processes = start(folder, number, devices, *changes, **options)
+    said = [process.communicate(timeout=300)[1] for process in processes]
+    return [process.returncode for process in processes], said
+
+
+def start(folder, number, devices, *changes, timeout="60", started=None):
+    """The processes; a `{}` in the folder is the number of each."""
     port, processes = free_port(), []
     for own in range(number) if started is None else started:
         environment = {
@@ -45,7 +53,8 @@ def run(folder, number, devices, *changes, timeout="60", started=None):
             "DFA_JAX_TIMEOUT": timeout,
         }
         given = changes[own] if len(changes) > 1 else changes[0]
-        command = [sys.executable, "-m", "tests.train.member", str(folder), str(devices)]
+        own_folder = str(folder).format(own)
+        command = [sys.executable, "-m", "tests.train.member", own_folder, str(devices)]
         process = subprocess.Popen(
             [*command, json.dumps(given)],
             env=environment,
@@ -54,8 +63,7 @@ def run(folder, number, devices, *changes, timeout="60", started=None):
             text=True,
         )
         processes.append(process)
-    said = [process.communicate(timeout=300)[1] for process in processes]
-    return [process.returncode for process in processes], said
+    return processes
 
 
 def curve(folder):
@@ -96,6 +104,38 @@ def test_another_number_of_processes_goes_on(tmp_path, alone):
     for ours, theirs in zip(resumed.record.curve, alone.record.curve, strict=True):
         np.testing.assert_allclose(ours.test_loss, theirs.test_loss, rtol=1e-5)
     assert not (folder / "damaged").exists()  # the digest of two processes is that of one
+
+
+@pytest.mark.slow
+def test_a_preemption_of_one_process_stops_all_and_loses_nothing(tmp_path):
+    """Oracle: the run left alone, in another number of processes. JAX has a handler of SIGTERM of its
+    own, which would take the signal away."""
+    changes = {"num_epochs": 40, "rule": RULE}
+    processes = start(tmp_path / "run", 2, 4, changes)
+    killed.wait_for(tmp_path / "run" / "checkpoints", small.STEPS_PER_EPOCH)
+    processes[1].send_signal(signal.SIGTERM)
+    said = [process.communicate(timeout=60)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], said
+    assert all("go on with --resume" in one for one in said), said
+    assert killed.latest(tmp_path / "run" / "checkpoints") < 40 * small.STEPS_PER_EPOCH
+
+    config = small.config(RULE, num_epochs=40)
+    straight = fit(config, progress=False)
+    resumed = fit(config, run_dir=tmp_path / "run", resume=True, progress=False)
+    helpers.assert_close(small.plain(resumed.state), small.plain(straight.state), 1e-3)
+    assert len(resumed.record.curve) == 40
+    for ours, theirs in zip(resumed.record.curve, straight.record.curve, strict=True):
+        np.testing.assert_allclose(ours.test_loss, theirs.test_loss, rtol=1e-3)
+
+
+@pytest.mark.slow
+def test_folders_of_each_process_are_refused(tmp_path):
+    """Documented contract: one line in every process, where they would wait ten minutes for each
+    other's files. The second process's folder is there, and another one."""
+    (tmp_path / "run 1").mkdir()
+    codes, said = run(tmp_path / "run {}", 2, 1, {"rule": RULE})
+    assert codes == [2, 2], said
+    assert all("process 1 of 2 does not see the files that process 0" in one for one in said)
 
 
 @pytest.mark.slow

@@ -143,6 +143,14 @@ def test_mesh_does_not_matter(on_one_device, rule, data, model):
     assert kernel.sharding.shard_shape(kernel.shape) == (64, 16 // model)
 
 
+def test_fsdp_of_one_device_changes_nothing(on_one_device):
+    """Exact equivalence: a laptop runs what a slice runs, with nothing to share the state with."""
+    state, totals = trained(RULE, small.mesh(fsdp=True))
+    expected, expected_totals = on_one_device[RULE]
+    helpers.assert_identical(small.plain(state), small.plain(expected))
+    helpers.assert_identical(totals, expected_totals)
+
+
 def test_batch_that_does_not_divide_is_refused():
     """Oracle: the contract. The message has both numbers and a batch size that works."""
     with pytest.raises(InputError, match=r"batch_size 12 .* 8 devices .* use 16"):

@@ -46,14 +46,18 @@ def test_last_line_cut_short_is_left_out(tmp_path, record, kept):
 
 @pytest.mark.parametrize(
     "damaged",
-    ["not json", '{"recipe": "x"}', '{"curve": [{"step": 1}]}', "[1, 2]", "7", '{"curve": 3}'],
+    [
+        *("not json", '{"recipe": "x"}', '{"curve": [{"step": 1}]}', "[1, 2]", "7", '{"curve": 3}'),
+        *("\udcff\udcfe", "[" * 100_000),
+    ],
+    ids=lambda damaged: ascii(damaged[:24]),
 )
 def test_damaged_line_is_refused_with_its_number(tmp_path, record, damaged):
     """Oracle: the contract. Dropping a damaged run in silence would change a table's mean."""
     path = tmp_path / "records.jsonl"
     records.append(path, record)
-    with path.open("a") as file:
-        file.write(damaged + "\n")
+    with path.open("ab") as file:
+        file.write(damaged.encode(errors="surrogateescape") + b"\n")
     records.append(path, record)
     with pytest.raises(InputError, match=r"records\.jsonl, line 2 is not a run record") as caught:
         records.read_runs(path)

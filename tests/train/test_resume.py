@@ -8,6 +8,7 @@ import functools
 import json
 import os
 import pathlib
+import pickle
 import re
 import shutil
 import subprocess
@@ -222,6 +223,48 @@ def test_newest_good_checkpoint_is_taken(stopped_at_the_end, whole, name, capsys
     assert_as_if_never_stopped(stopped_at_the_end, whole)
     assert re.search(rf"checkpoints/{LAST} .*{SAID[name]}.*damaged", capsys.readouterr().err)
     assert (stopped_at_the_end / "damaged" / str(LAST)).exists()
+
+
+class Bomb:
+    """Unpickled, it makes a file."""
+
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return open, (str(self.marker), "w")
+
+
+HOSTILE = {"metadata": "meta|_sharding|manifest", "arrays": "/d/", "all": ""}
+
+
+@pytest.mark.parametrize(
+    "which",
+    ["all", *(pytest.param(name, marks=pytest.mark.slow) for name in ("metadata", "arrays"))],
+)
+def test_a_hostile_checkpoint_runs_nothing(stopped_at_the_end, whole, tmp_path, which):
+    """Proof of absence: pickles that would make a file lie where Orbax's files were, and the file
+    never appears. The checkpoint before is taken; without one, the run is refused."""
+    marker = tmp_path / "marker"
+    bomb = pickle.dumps(Bomb(marker))
+    pickle.loads(bomb).close()
+    marker.unlink()  # it works
+
+    def plant(step):
+        files = [path for path in step.rglob("*") if path.is_file()]
+        hit = [path for path in files if re.search(HOSTILE[which], str(path), re.IGNORECASE)]
+        assert hit
+        for path in hit:
+            path.write_bytes(bomb)
+
+    older, _ = sorted(checkpoints_of(stopped_at_the_end), key=lambda path: int(path.name))
+    plant(newest(stopped_at_the_end))
+    assert_as_if_never_stopped(stopped_at_the_end, whole)
+    for step in (older, newest(stopped_at_the_end)):
+        plant(step)
+    with pytest.raises(errors.InputError, match="no other is left"):
+        fit(CONFIG, run_dir=stopped_at_the_end, resume=True, progress=False)
+    assert not marker.exists()
 
 
 @pytest.fixture
