@@ -5,13 +5,16 @@ import inspect
 import pathlib
 import pydoc
 import re
+import shlex
 import sys
 import types
 
 import pytest
 
 import dfa_jax
+from dfa_jax.report import catalogue
 from dfa_jax.rules import RULES
+from dfa_jax.train import TrainConfig
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -42,6 +45,41 @@ def test_code_on_a_page_runs(page, monkeypatch, tmp_path):
     for block in CODE.finditer(text):
         lines_before = text[: block.start(1)].count("\n")
         exec(compile("\n" * lines_before + block[1], str(page), "exec"), vars(module))
+
+
+SCRIPT = re.compile(r"python scripts/(train|sweep|compile_for_pod|reproduce)\.py ([^\n]*)")
+COMMANDS = sorted(
+    {
+        (script, re.split(r" [>&|]", options)[0])
+        for page in PAGES
+        for block in re.findall(r"^```bash\n(.*?)^```", page.read_text(), flags=re.M | re.S)
+        for script, options in SCRIPT.findall(block.replace("\\\n", " "))
+    }
+)
+
+
+@pytest.mark.parametrize(("script", "options"), COMMANDS)
+def test_a_command_on_a_page_is_understood(script, options, monkeypatch):
+    """The script's own reading of its command line: every recipe and option there is."""
+    words = shlex.split(options, comments=True)
+    monkeypatch.syspath_prepend(ROOT)
+    module = importlib.import_module(f"scripts.{script}")
+    if script != "train":
+        recipe = vars(module.parser().parse(words)).get("recipe")
+        assert recipe in (None, *catalogue.names())
+        return
+    seen = []
+    for name in ("prepare_process", "fit"):
+        monkeypatch.setattr(module, name, lambda *config, **options: seen.extend(config))
+    for name, stub in {"join": lambda: None, "is_first": lambda: False}.items():
+        monkeypatch.setattr(module.hosts, name, stub)
+    module.main(words)
+    assert isinstance(*seen, TrainConfig)
+
+
+def test_the_page_of_pods_has_its_commands():
+    """Not vacuous: the commands above are found."""
+    assert {script for script, _ in COMMANDS} == {"train", "sweep", "compile_for_pod", "reproduce"}
 
 
 @pytest.mark.parametrize("package", PACKAGES)

@@ -18,8 +18,14 @@ from tests.train.test_resume import Bomb
 
 ROOT = pathlib.Path(__file__).parents[1]
 FILES = sorted(path for folder in ("dfa_jax", "scripts") for path in (ROOT / folder).rglob("*.py"))
-MODULES = "pickle cPickle _pickle cloudpickle dill joblib jsonpickle marshal shelve yaml".split()
-CALLS = "eval exec compile __import__ os.system os.popen runpy.run_path runpy.run_module".split()
+MODULES = {
+    *("pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "jsonpickle"),
+    *("marshal", "shelve", "yaml"),
+}
+CALLS = {
+    *("eval", "exec", "compile", "__import__", "os.system", "os.popen"),
+    *("runpy.run_path", "runpy.run_module"),
+}
 ALLOWED = {"dfa_jax/report/catalogue.py": ["runpy.run_path"]}  # recipes
 
 

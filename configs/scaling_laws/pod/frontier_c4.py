@@ -19,10 +19,10 @@ on. Sizes, schedule, batches and the rates at which the search begins are our ch
 are not known to us. Post-LN as in `scaling_laws/frontier`, for `scaling_laws/layer_norm`'s reasons;
 24 such blocks are hard to train by backpropagation too, so the warm-up grows with the run.
 
-Run `python scripts/sweep.py scaling_laws/pod/frontier_c4` on every host of a slice that
-`jax.distributed` joins, or one sweep on several slices over a shared folder. The training tokens,
-28 x 2^30 of them in 60 GB, are packed once and streamed (docs/data.md). A step's batch must divide
-by the slice's chips over `model_axis`: 256 chips fit as they are; on others change `SIZES`.
+On a slice of several hosts, `scripts/train.py` trains one run at a time (docs/pods.md); a worker of
+`scripts/sweep.py` is one process with chips of its own, and does not join such hosts. The training
+tokens, 28 x 2^30 of them in 60 GB, are packed once and streamed (docs/data.md). A step's batch must
+divide by the slice's chips over `model_axis`: 256 chips fit as they are; on others change `SIZES`.
 """
 
 import functools
