@@ -46,11 +46,17 @@ def test_traffic_of_a_loop_of_unknown_length_counts_once():
 
 
 @pytest.mark.parametrize(
-    "topology", ["v5e", "a100:8", "v5e:", "v5e:16", "v5e:0x4", "v5e:3x7", "v5e:1000x1000"]
+    ("topology", "message"),
+    [
+        *((name, "expected a chip .v4, v5e, v5p, v6e.") for name in ("v5e", "a100:8", "v5e:16")),
+        ("v5e:0x4", "of 0 chips; expected at most the 256 of a v5e pod"),
+        ("v5e:1000x1000", "of 1000000 chips"),
+        ("v5e:3x7", "here"),  # what libtpu says, or that it is missing
+    ],
 )
-def test_unknown_topologies_are_refused(topology):
+def test_unknown_topologies_are_refused(topology, message):
     """Documented contract: the value and what was expected, with or without libtpu."""
-    with pytest.raises(InputError, match=f"'{topology}'.*v5e:16x16"):
+    with pytest.raises(InputError, match=f"'{topology}'.*{message}.*v5e:16x16"):
         pod.slice_devices(topology)
 
 

@@ -110,20 +110,20 @@ def test_another_number_of_processes_goes_on(tmp_path, alone):
 def test_a_preemption_of_one_process_stops_all_and_loses_nothing(tmp_path):
     """Oracle: the run left alone, in another number of processes. JAX has a handler of SIGTERM of its
     own, which would take the signal away."""
-    changes = {"num_epochs": 40, "rule": RULE}
+    changes = {"num_epochs": 20, "rule": RULE}
     processes = start(tmp_path / "run", 2, 4, changes)
     killed.wait_for(tmp_path / "run" / "checkpoints", small.STEPS_PER_EPOCH)
     processes[1].send_signal(signal.SIGTERM)
     said = [process.communicate(timeout=60)[1] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], said
     assert all("go on with --resume" in one for one in said), said
-    assert killed.latest(tmp_path / "run" / "checkpoints") < 40 * small.STEPS_PER_EPOCH
+    assert killed.latest(tmp_path / "run" / "checkpoints") < 20 * small.STEPS_PER_EPOCH
 
-    config = small.config(RULE, num_epochs=40)
+    config = small.config(RULE, num_epochs=20)
     straight = fit(config, progress=False)
     resumed = fit(config, run_dir=tmp_path / "run", resume=True, progress=False)
     helpers.assert_close(small.plain(resumed.state), small.plain(straight.state), 1e-3)
-    assert len(resumed.record.curve) == 40
+    assert len(resumed.record.curve) == 20
     for ours, theirs in zip(resumed.record.curve, straight.record.curve, strict=True):
         np.testing.assert_allclose(ours.test_loss, theirs.test_loss, rtol=1e-3)
 
