@@ -165,7 +165,7 @@ def _checked_model(config: TrainConfig, dataset: Dataset, rows: int) -> Model:
 def _check_widths(config: TrainConfig, params: Params) -> None:
     """Refuses a model axis that splits nothing: every device would hold, and do, all of it."""
     widths = sorted({leaf.shape[-1] for leaf in jax.tree.leaves(params) if leaf.ndim >= 2})
-    if all(width % config.model_axis for width in widths):
+    if config.model_axis > 1 and all(width % config.model_axis for width in widths):
         raise InputError(
             f"model_axis is {config.model_axis}, which divides none of"
             f" {type(config.model).__name__}'s widths ({', '.join(map(str, widths))}); choose a"
