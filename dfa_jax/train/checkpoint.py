@@ -14,6 +14,7 @@ from jax.experimental import multihost_utils
 from jaxtyping import Array, UInt32
 
 from dfa_jax.errors import InputError, reason
+from dfa_jax.train import hosts
 from dfa_jax.train.config import TrainConfig, changes, to_dict
 from dfa_jax.train.state import TrainState
 
@@ -34,6 +35,15 @@ class Progress(NamedTuple):
     since: int = 0
     sums: Mapping[str, float] = MappingProxyType({})
     wall_seconds: float = 0.0
+
+
+class _Found(NamedTuple):
+    """What a checkpoint holds, and the settings in which its run differs from ours."""
+
+    state: TrainState
+    progress: Progress
+    digest: list[int]
+    other: list[str]
 
 
 class Checkpoints:
@@ -82,46 +92,75 @@ class Checkpoints:
                 self._manager.delete(step)
             self._manager.save(step, args=arguments)
         except Exception as error:  # Orbax and TensorStore have no class for a full disk
-            kept = f"the one of step {self.steps[0]} is whole" if self.steps else "there is none"
-            raise InputError(
-                f"the checkpoint of step {step} cannot be written to {self._directory}"
-                f" ({reason(error, 120)}); {kept}: make room there and go on with --resume"
-            ) from error
+            raise self.not_written(f"the checkpoint of step {step}", error) from error
+
+    def not_written(self, what: str, error: Exception) -> InputError:
+        """What to say of a disk that is full, or cannot be written to any more."""
+        kept = "there is no checkpoint yet"
+        if self.steps:
+            kept = f"the checkpoint of step {self.steps[0]} is whole"
+        return InputError(
+            f"{what} cannot be written to {self._directory.parent} ({reason(error, 120)}); {kept}:"
+            " make room there, or let it be written to, and go on with --resume"
+        )
 
     def restore(self, like: Any, step: int) -> tuple[TrainState, Progress]:
         """The state of a step, like the abstract `like`: shapes, types, shardings.
 
         Raises:
-            DamagedError: it cannot be read, is of another run, or not the state that was written.
+            DamagedError: it cannot be read, is of another run, or not the state that was written;
+                in all processes, whichever of them found it.
         """
+        folder, found, failure = self._directory / str(step), None, None
+        try:
+            found = self._read(like, folder)
+        except Exception as error:  # over broken files Orbax raises many things, plain ones too
+            failure = error
+        if said := hosts.anyone(reason(failure, 120) if failure else ""):
+            raise DamagedError(f"checkpoint {folder} cannot be read ({said})") from failure
+        assert found
+        if found.other:
+            raise DamagedError(f"checkpoint {folder} is of another run ({found.other[0]})")
+        if not np.array_equal(found.digest, digest(found.state)):
+            raise DamagedError(f"checkpoint {folder} is not what was written there")
+        return found.state, found.progress
+
+    def _read(self, like: Any, folder: pathlib.Path) -> "_Found":
+        """What this process needs of a checkpoint; it waits for no other, which might have failed."""
+        own = jax.process_index()
+        alone = ocp.options.MultiprocessingOptions(primary_host=own, active_processes={own})
+        handler = ocp.CompositeCheckpointHandler(
+            composite_options=ocp.CompositeOptions(multiprocessing_options=alone)
+        )
         arguments = ocp.args.Composite(
             state=ocp.args.StandardRestore(_parts(like)), notes=ocp.args.JsonRestore()
         )
-        folder = self._directory / str(step)
-        try:
-            restored = self._manager.restore(step, args=arguments)
-            state, notes = TrainState(**restored["state"]), restored["notes"]
-            progress, written = Progress(**notes["progress"]), notes["digest"]
-            other = changes(notes["config"], self._config)
-        except Exception as error:  # over broken files Orbax raises many things, plain ones too
-            raise DamagedError(
-                f"checkpoint {folder} cannot be read ({reason(error, 120)})"
-            ) from error
-        if other:
-            raise DamagedError(f"checkpoint {folder} is of another run ({other[0]})")
-        if not np.array_equal(written, digest(state)):
-            raise DamagedError(f"checkpoint {folder} is not what was written there")
-        return state, progress
+        with ocp.Checkpointer(handler, multiprocessing_options=alone) as reader:
+            restored = reader.restore(folder, args=arguments)
+        state, notes = TrainState(**restored["state"]), restored["notes"]
+        other = changes(notes["config"], self._config)
+        return _Found(state, Progress(**notes["progress"]), notes["digest"], other)
 
     def set_aside(self, step: int) -> pathlib.Path:
-        """Moves a checkpoint out of the way, to where it can be looked at."""
+        """Moves a checkpoint out of the way, to where it can be looked at.
+
+        Raises:
+            InputError: it cannot be moved.
+        """
         aside = self._directory.with_name("damaged") / str(step)
-        if jax.process_index() == 0:
-            shutil.rmtree(aside, ignore_errors=True)
-            aside.parent.mkdir(exist_ok=True)
-            (self._directory / str(step)).rename(aside)
-        if jax.process_count() > 1:
-            multihost_utils.sync_global_devices(f"set aside {step}")
+
+        def move() -> None:
+            try:
+                shutil.rmtree(aside, ignore_errors=True)
+                aside.parent.mkdir(exist_ok=True)
+                (self._directory / str(step)).rename(aside)
+            except OSError as error:
+                raise InputError(
+                    f"checkpoint {self._directory / str(step)} is damaged and cannot be moved to"
+                    f" {aside} ({error.strerror}); let that folder be written to"
+                ) from error
+
+        hosts.from_first(move)
         self._manager.reload()
         return aside
 

@@ -190,6 +190,14 @@ def from_first(function: Callable[[], Found]) -> Found:
     return told["found"]
 
 
+def anyone(said: str) -> str:
+    """What the first process with something to say says, told to all; "" if none has."""
+    if jax.process_count() == 1:
+        return said
+    speakers = np.flatnonzero(multihost_utils.process_allgather(np.array(bool(said))))
+    return _tell(said, int(speakers[0])) if speakers.size else ""
+
+
 def agree(config: Any) -> None:
     """Refuses processes that were given another configuration than the first.
 
@@ -249,12 +257,14 @@ def most(mesh: Mesh, *values: float) -> Float[np.ndarray | Array, " values"]:
     return _most(all_values, mesh=mesh)
 
 
-def _tell(text: str) -> str:
-    """The first process's text, in all."""
+def _tell(text: str, source: int = 0) -> str:
+    """The text of one process, in all."""
+    is_source = jax.process_index() == source
+    tell = functools.partial(multihost_utils.broadcast_one_to_all, is_source=is_source)
     content = np.frombuffer(text.encode(), np.uint8)
-    size = int(multihost_utils.broadcast_one_to_all(np.array(len(content))))
-    padded = np.resize(content, size) if is_first() else np.zeros(size, np.uint8)
-    return np.asarray(multihost_utils.broadcast_one_to_all(padded)).tobytes().decode()
+    size = int(tell(np.array(len(content))))
+    padded = content if is_source else np.zeros(size, np.uint8)
+    return np.asarray(tell(padded)).tobytes().decode()
 
 
 @functools.partial(jax.jit, static_argnames="mesh")  # compiled once, not at every dispatch

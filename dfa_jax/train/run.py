@@ -6,18 +6,18 @@ import functools
 import math
 import pathlib
 import time
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import tensorboardX
 from jaxtyping import Array
 
 from dfa_jax import tree
 from dfa_jax.data import Dataset, EpochShuffle, Stream, feed
 from dfa_jax.errors import DivergedError
 from dfa_jax.models import Model
-from dfa_jax.train import compiled, hosts, interrupt, sharding
+from dfa_jax.train import compiled, hosts, interrupt, sharding, tensorboard
 from dfa_jax.train.checkpoint import Checkpoints, Progress
 from dfa_jax.train.config import TrainConfig, rule_name, to_dict
 from dfa_jax.train.directory import RunDirectory
@@ -62,7 +62,7 @@ class Files(NamedTuple):
 
     directory: RunDirectory
     checkpoints: Checkpoints
-    writer: tensorboardX.SummaryWriter | None
+    events: pathlib.Path
 
     @classmethod
     def open(
@@ -74,7 +74,7 @@ class Files(NamedTuple):
         resume: bool,
         overwrite: bool,
     ) -> "Files":
-        """The run's files, closed with the stack: an open writer fails at the interpreter's end.
+        """The run's files, closed with the stack.
 
         The first of several processes has the directory to itself; all write checkpoints.
         """
@@ -84,12 +84,10 @@ class Files(NamedTuple):
 
         hosts.from_first(claim)
         hosts.check_shared(path)
-        directory, writer = RunDirectory(path), None
+        directory = RunDirectory(path)
         checkpoints = stack.enter_context(Checkpoints(directory.checkpoints, config))
-        if hosts.is_first():
-            writer = tensorboardX.SummaryWriter(str(directory.tensorboard))
-            stack.enter_context(contextlib.closing(writer))
-        return cls(directory, checkpoints, writer)
+        events = directory.tensorboard / f"events.out.tfevents.{time.time():.6f}"
+        return cls(directory, checkpoints, events)
 
     def curve_until(self, step: int) -> list[Evaluation]:
         """See `RunDirectory.curve_until`; at step 0 it begins, and refuses to begin again."""
@@ -99,13 +97,39 @@ class Files(NamedTuple):
                 self.directory.check_begun()
             return [dataclasses.asdict(one) for one in self.directory.curve_until(step)]
 
-        return [Evaluation(**fields) for fields in hosts.from_first(read)]
+        return [Evaluation(**fields) for fields in self._from_first(read, "the curve")]
 
     def add(self, evaluation: Evaluation) -> None:
-        """Writes a point of the curve."""
-        if self.writer:
+        """Writes a point of the curve.
+
+        Raises:
+            InputError: it cannot be written.
+        """
+
+        def write() -> None:
             self.directory.append(evaluation)
-            _write_scalars(self.writer, evaluation)
+            tensorboard.append(self.events, evaluation.step, _scalars(evaluation))
+
+        self._from_first(write, f"the evaluation of step {evaluation.step}")
+
+    def finish(self, record: RunRecord) -> None:
+        """Writes the record of the whole run.
+
+        Raises:
+            InputError: it cannot be written.
+        """
+        self._from_first(lambda: self.directory.finish(record), "the record")
+
+    def _from_first(self, function: Callable[[], Any], what: str) -> Any:
+        """What the first process finds, or that it could not write, told to all."""
+
+        def attempt() -> Any:
+            try:
+                return function()
+            except OSError as error:
+                raise self.checkpoints.not_written(what, error) from error
+
+        return hosts.from_first(attempt)
 
 
 class Run:
@@ -232,8 +256,8 @@ class Run:
             environment=environment(),
             curve=tuple(self.curve),
         )
-        if self.files and hosts.is_first():
-            self.files.directory.finish(record)
+        if self.files:
+            self.files.finish(record)
         return Result(record, self.program.model, self.state)
 
     def _elapsed(self) -> float:
@@ -324,10 +348,7 @@ def seed_keys(config: TrainConfig) -> tuple[PRNGKey, PRNGKey | None]:
     return jax.random.key(config.seed), None if own is None else jax.random.key(own)
 
 
-def _write_scalars(writer: tensorboardX.SummaryWriter, evaluation: Evaluation) -> None:
-    numbers: dict[str, float] = dict(evaluation.metrics)
-    for name in ("train_loss", "train_accuracy", "test_loss", "test_accuracy"):
-        numbers[name] = getattr(evaluation, name)
-    for name, value in numbers.items():
-        writer.add_scalar(name, value, evaluation.step)
-    writer.flush()
+def _scalars(evaluation: Evaluation) -> dict[str, float]:
+    """All numbers of an evaluation, by name."""
+    names = ("train_loss", "train_accuracy", "test_loss", "test_accuracy")
+    return evaluation.metrics | {name: getattr(evaluation, name) for name in names}

@@ -4,6 +4,7 @@ Oracle: exact equivalence with the run that was left alone.
 """
 
 import dataclasses
+import itertools
 import json
 import os
 import resource
@@ -16,7 +17,7 @@ import pytest
 
 from dfa_jax import errors
 from dfa_jax.optim import Optimizer
-from dfa_jax.train import compiled, fit, interrupt, loop, run
+from dfa_jax.train import compiled, directory, fit, interrupt, loop, run, tensorboard
 from dfa_jax.train.loop import fit_together
 from tests import helpers
 from tests.train import small
@@ -227,24 +228,33 @@ def small_disk(tmp_path):
     signal.signal(signal.SIGXFSZ, handler)
 
 
-def test_a_full_disk_keeps_the_last_checkpoint(tmp_path, straight, monkeypatch, small_disk):
-    """Oracle: the run left alone. The message says what to do, and once there is room the run goes
-    on from the checkpoint before."""
-    save, before = loop.Run.save, resource.getrlimit(resource.RLIMIT_FSIZE)
+WRITES = {  # who writes, after which step the disk is full then, and what is whole
+    "a point of the curve": (directory.RunDirectory, "append", 12, 8),
+    "TensorBoard's point": (tensorboard, "append", 12, 8),
+    "a checkpoint": (loop.Run, "save", 12, 8),
+    "the record": (directory.RunDirectory, "finish", 24, 24),
+}
 
-    def fill(run):
-        if int(run.state.step) == 12:
-            small_disk(1024)
-        save(run)
+
+@pytest.mark.parametrize("name", WRITES)
+def test_a_full_disk_keeps_the_last_checkpoint(tmp_path, straight, monkeypatch, small_disk, name):
+    """Oracle: the run left alone. Whatever is written when the disk is full, the message says what to
+    do, and once there is room the run goes on from the checkpoint before."""
+    owner, function, full, kept = WRITES[name]
+    write, before = getattr(owner, function), resource.getrlimit(resource.RLIMIT_FSIZE)
+    calls = itertools.count(1)
+
+    def fill(*arguments):
+        if next(calls) * small.STEPS_PER_EPOCH == full or function == "finish":
+            small_disk(16)
+        write(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop.Run, "save", fill)
+        patch.setattr(owner, function, fill)
         with pytest.raises(errors.InputError) as caught:
             fit(CONFIG, run_dir=tmp_path / "run", progress=False)
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert "step 12 cannot be written" in str(caught.value)
-    assert "the one of step 8 is whole: make room there and go on with --resume" in str(
-        caught.value
-    )
+    assert "cannot be written" in str(caught.value)
+    assert f"step {kept} is whole: make room there, " in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
     assert_goes_on(tmp_path / "run", straight)

@@ -26,6 +26,8 @@ MODELS = {
     "transformer": (Transformer(8, 2, 16, 2, context=8), "block_*"),
     "scanned": (Transformer(8, 2, 16, 2, context=8, scan=True), "blocks"),
 }
+CASES = [("mlp", rule) for rule in RULES]
+CASES += [(model, "direct_feedback_alignment") for model in MODELS if model != "mlp"]
 
 
 def losses(model, rule, mesh):
