@@ -126,7 +126,7 @@ class Checkpoints:
         return found.state, found.progress
 
     def _read(self, like: Any, folder: pathlib.Path) -> "_Found":
-        """What this process needs of a checkpoint; it waits for no other, which might have failed."""
+        """What this process needs of a checkpoint; it waits for no other, as one might fail."""
         own = jax.process_index()
         alone = ocp.options.MultiprocessingOptions(primary_host=own, active_processes={own})
         handler = ocp.CompositeCheckpointHandler(

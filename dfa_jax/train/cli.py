@@ -6,6 +6,7 @@
 import argparse
 import contextlib
 import dataclasses
+import errno
 import re
 import sys
 import types
@@ -40,13 +41,23 @@ PARTS: dict[str, dict[str, Any]] = {
     "model": MODELS,
     "data": DATA,
 }
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 
 
 @contextlib.contextmanager
 def exit_on_bad_input(script: str) -> Iterator[None]:
-    """Bad input becomes one line on standard error and exit code 2; faults keep their traceback."""
+    """Bad input becomes one line on standard error and exit code 2; faults keep their traceback.
+
+    So does a disk that is full or cannot be written to.
+    """
     try:
         yield
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        remedy = "make room, or let it be written to, and give the same command again"
+        print(f"{script}: error: a file cannot be written ({error}); {remedy}", file=sys.stderr)
+        raise SystemExit(2) from None
     except errors.InputError as error:
         print(f"{script}: error: {' '.join(str(error).splitlines())}", file=sys.stderr)
         raise SystemExit(2) from None

@@ -1,11 +1,12 @@
 """Sweeps with several workers at once, which are killed at random and replaced.
 
-`python -m tests.report.sweepers FOLDER KILLS` leaves the finished sweep in `FOLDER`, and every line
-that a worker said in `FOLDER/said`. One process imports everything and forks before JAX has started
-its threads, so a worker costs no second import.
+`python -m tests.report.sweepers FOLDER KILLS` leaves finished sweeps in `FOLDER/0`, `FOLDER/1`, ..., as
+many as the kills were spread over, with every line that a worker said in `said`. One process imports
+everything and forks before JAX has started its threads, so a worker costs no second import.
 """
 
 import dataclasses
+import itertools
 import os
 import pathlib
 import random
@@ -42,27 +43,35 @@ def recipe(**changes) -> Recipe:
 
 
 def main(folder: pathlib.Path, kills: int) -> None:
-    """Keeps workers running until all are content; kills one of them now and then."""
-    chance = random.Random(0)
-    workers = {start(folder) for _ in range(WORKERS)}
-    while workers:
-        if kills:
-            time.sleep(chance.uniform(0.2, 1.5))
-            victim = chance.choice(sorted(workers))
-            os.kill(victim, signal.SIGKILL)
-            kills -= 1
-        ended, status = os.wait()
-        workers.remove(ended)
-        if os.WIFSIGNALED(status):
-            workers.add(start(folder))
-        elif status:
-            raise SystemExit(f"a worker ended with {status}")
+    """One sweep after another, until all workers were killed that should be."""
+    chance, begun = random.Random(0), time.monotonic()
+    for number in itertools.count():
+        workers = {start(folder / str(number)) for _ in range(WORKERS)}
+        if number == 0 and kills:
+            while not (folder / "0" / "said").exists():
+                time.sleep(0.01)
+            span = time.monotonic() - begun
+        while workers:
+            if kills:
+                time.sleep(chance.uniform(0, span))
+                os.kill(chance.choice(sorted(workers)), signal.SIGKILL)
+            ended, status = os.wait()
+            workers.remove(ended)
+            if os.WIFSIGNALED(status):
+                kills -= 1
+                print(f"sweep {number}: worker killed, {kills} to come")
+                workers.add(start(folder / str(number)))
+            elif status:
+                raise SystemExit(f"a worker ended with {status}")
+        if not kills:
+            break
 
 
 def start(folder: pathlib.Path) -> int:
     """A new worker's process."""
     if worker := os.fork():
         return worker
+    folder.mkdir(parents=True, exist_ok=True)
     sweep.POLL_SECONDS = 0.05
     said = folder / "said"
 
@@ -77,6 +86,4 @@ def start(folder: pathlib.Path) -> int:
 if __name__ == "__main__":
     warnings.simplefilter("ignore")  # of forking, which is safe until JAX has a backend
     jax.config.update("jax_num_cpu_devices", 8)
-    where = pathlib.Path(sys.argv[1])
-    where.mkdir(parents=True, exist_ok=True)
-    main(where, int(sys.argv[2]))
+    main(pathlib.Path(sys.argv[1]), int(sys.argv[2]))

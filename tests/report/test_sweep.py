@@ -6,15 +6,10 @@ Oracle: one worker that is left alone, and `report.run`, which knows nothing of 
 import dataclasses
 import json
 import os
-import pathlib
-import subprocess
-import sys
 import threading
 
-import jax
 import pytest
 
-import dfa_jax
 from dfa_jax.data import ImageData
 from dfa_jax.errors import InputError
 from dfa_jax.report import gathering, run, sweep, tuning
@@ -22,8 +17,9 @@ from dfa_jax.train import compiled, loop
 from dfa_jax.train import records as files
 from tests.report import sweepers
 from tests.train import small
+from tests.train.test_resume import started
 
-ROOTS = (pathlib.Path(dfa_jax.__file__).parents[1], pathlib.Path(__file__).parents[2])
+KILLS = int(os.environ.get("DFA_JAX_TEST_KILLS", "12"))
 UNTUNED = sweepers.recipe(tuning=None)
 
 
@@ -47,17 +43,14 @@ def alone(tmp_path_factory):
 
 
 def workers(folder, kills):
-    """Two workers in processes of their own, until the sweep is done."""
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(map(str, ROOTS)),
-        "JAX_COMPILATION_CACHE_DIR": str(jax.config.jax_compilation_cache_dir),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    """Two workers in processes of their own, until the sweep is done, or the sweeps over which the kills
+    were spread; what the workers of each said."""
+    print(killings := started("tests.report.sweepers", folder, kills))
+    assert len(killings.splitlines()) == kills
+    return {
+        one: [line.split(" ", 1) for line in (one / "said").read_text().splitlines()]
+        for one in folder.iterdir()
     }
-    command = [sys.executable, "-m", "tests.report.sweepers", str(folder), str(kills)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return [line.split(" ", 1) for line in (folder / "said").read_text().splitlines()]
 
 
 def check_same(folder, alone):
@@ -72,21 +65,21 @@ def check_same(folder, alone):
 @pytest.mark.slow
 def test_two_workers_share_the_jobs(tmp_path, alone):
     """Invariant: every job is said once, by either worker; the records are those of one process."""
-    said = workers(tmp_path, kills=0)
+    ((folder, said),) = workers(tmp_path, kills=0).items()
     jobs = [line.split(":")[0] for _, line in said]
     assert len(jobs) == len(set(jobs))
     assert {worker for worker, _ in said} != {said[0][0]}
-    check_same(tmp_path, alone)
+    check_same(folder, alone)
 
 
 @pytest.mark.slow
 def test_killed_workers_lose_and_repeat_nothing(tmp_path, alone):
-    """Exact equivalence: a dozen SIGKILLs at random moments, workers replaced. Jobs are resumed from
-    their checkpoints by whoever comes next, and the records are bit for bit those of one process."""
-    said = workers(tmp_path, kills=12)
-    jobs = [line.split(":")[0] for _, line in said]
-    assert len(jobs) == len(set(jobs))
-    check_same(tmp_path, alone)
+    """Exact equivalence: SIGKILLs at random moments, workers replaced. Jobs are resumed from their
+    checkpoints by whoever comes next, and the records are bit for bit those of one process."""
+    for folder, said in workers(tmp_path, kills=KILLS).items():
+        jobs = [line.split(":")[0] for _, line in said]
+        assert len(jobs) == len(set(jobs))
+        check_same(folder, alone)
 
 
 def test_a_job_in_other_hands_is_left_alone(tmp_path):

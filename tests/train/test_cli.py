@@ -198,6 +198,20 @@ def test_faults_keep_their_traceback():
         raise ZeroDivisionError
 
 
+def test_a_full_disk_is_no_fault(capsys):
+    """The device that is always full, of Linux itself: one line, whatever was being written."""
+    with (
+        pytest.raises(SystemExit) as exited,
+        exit_on_bad_input("train.py"),
+        open("/dev/full", "w") as file,
+    ):
+        file.write("{}")
+    assert exited.value.code == 2
+    said = capsys.readouterr().err
+    assert "a file cannot be written ([Errno 28] No space left on device); make room" in said
+    assert said.count("\n") == 1
+
+
 def test_a_message_of_several_lines_is_printed_as_one(capsys):
     """Messages may quote what other libraries said."""
     with pytest.raises(SystemExit), exit_on_bad_input("train.py"):

@@ -11,10 +11,12 @@ import pathlib
 import tempfile
 
 import pytest
+from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.record_writer import RecordWriter
 
 from dfa_jax.errors import InputError
 from dfa_jax.optim import Optimizer
-from dfa_jax.train import RunRecord, fit
+from dfa_jax.train import RunRecord, fit, tensorboard
 from dfa_jax.train.directory import RunDirectory
 from tests.train import small
 
@@ -196,6 +198,27 @@ def test_nothing_is_written_without_a_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     fit(CONFIG, progress=False)
     assert not contents(tmp_path)
+
+
+def test_events_are_what_tensorboardx_would_write(tmp_path):
+    """Independent implementation: tensorboardX's own record writer, given the events that were read
+    back, makes the same bytes."""
+    path = tmp_path / "tensorboard" / "events.out.tfevents.1"
+    for step in (4, 8):
+        tensorboard.append(path, step, {"test_loss": 0.5 * step, "norm/layer_0": 2.0})
+    theirs = RecordWriter(str(tmp_path / "theirs"))
+    content, found = path.read_bytes(), []
+    while content:
+        length = int.from_bytes(content[:8], "little")
+        found.append(Event.FromString(content[12 : 12 + length]))
+        theirs.write(content[12 : 12 + length])
+        content = content[16 + length :]
+    theirs.close()
+    assert (tmp_path / "theirs").read_bytes() == path.read_bytes()
+    assert found[0].file_version == "brain.Event:2"
+    assert [event.step for event in found[1:]] == [4, 8]
+    values = {value.tag: value.simple_value for value in found[2].summary.value}
+    assert values == {"test_loss": 4.0, "norm/layer_0": 2.0}
 
 
 def test_record_of_the_whole_run(tmp_path):

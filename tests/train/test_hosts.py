@@ -78,9 +78,9 @@ def alone():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "devices"), [(2, 4), (4, 2), (4, 1)])
+@pytest.mark.parametrize(("number", "devices"), [(4, 2)])
 def test_processes_do_not_matter(tmp_path, alone, number, devices):
-    """Exact equivalence, up to the order of float32 sums."""
+    """Exact equivalence, up to the order of float32 sums; other layouts are in `test_layouts`."""
     codes, said = run(tmp_path / "run", number, devices, {"rule": RULE})
     assert codes == [0] * number, said
     found = curve(tmp_path / "run")

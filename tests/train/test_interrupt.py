@@ -3,14 +3,17 @@
 Oracle: exact equivalence with the run that was left alone.
 """
 
+import contextlib
 import dataclasses
 import itertools
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -21,6 +24,7 @@ from dfa_jax.train import compiled, directory, fit, interrupt, loop, run, tensor
 from dfa_jax.train.loop import fit_together
 from tests import helpers
 from tests.train import small
+from tests.train.test_resume import ROOTS
 
 CONFIG = small.config("direct_feedback_alignment", num_epochs=6)
 
@@ -258,3 +262,75 @@ def test_a_full_disk_keeps_the_last_checkpoint(tmp_path, straight, monkeypatch, 
     assert f"step {kept} is whole: make room there, " in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
     assert_goes_on(tmp_path / "run", straight)
+
+
+@pytest.fixture
+def small_mount(tmp_path):
+    """A file system of four megabytes, where mounting is permitted."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "none", str(place)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("mounting is not permitted here")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def fill(place):
+    with contextlib.suppress(OSError), (place / "filler").open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(1024))
+
+
+def remount(place, how):
+    subprocess.run(["mount", "-o", f"remount,{how}", str(place)], check=True)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "mend"),
+    [
+        (fill, lambda place: (place / "filler").unlink()),
+        (lambda place: remount(place, "ro"), lambda place: remount(place, "rw")),
+    ],
+    ids=["full", "read-only"],
+)
+def test_a_disk_that_takes_no_more(small_mount, straight, monkeypatch, spoil, mend):
+    """Oracle: the run left alone. The system itself refuses; the message, and what is kept, as above."""
+    record_point = loop.Run.record_point
+
+    def record(run, step):
+        if step == 12:
+            spoil(small_mount)
+        record_point(run, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Run, "record_point", record)
+        with pytest.raises(
+            errors.InputError, match="cannot be written .*step 8 is whole"
+        ) as caught:
+            fit(CONFIG, run_dir=small_mount / "run", progress=False)
+    assert len(str(caught.value).splitlines()) == 1
+    print(caught.value)
+    mend(small_mount)
+    assert_goes_on(small_mount / "run", straight)
+
+
+@pytest.mark.slow
+def test_a_process_that_is_asked_to_stop_does_so_in_seconds(tmp_path):
+    """Documented contract, of a real process in the middle of a run that would take an hour: exit code
+    0 within 15 seconds (a preempted machine has 30), and a checkpoint of the step that it names."""
+    changes = json.dumps({"num_epochs": 100_000, "eval_every": 5})
+    command = [sys.executable, "-m", "tests.train.member", str(tmp_path / "run"), "1", changes]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, ROOTS))}
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 120
+        while not directory.RunDirectory(tmp_path / "run").latest_step():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        begun = time.monotonic()
+        _, said = process.communicate(timeout=120)
+    assert process.returncode == 0, said
+    assert time.monotonic() - begun < 15
+    step = int(re.search(r"stopped after step (\d+) of 400000; go on with --resume", said)[1])
+    assert directory.RunDirectory(tmp_path / "run").latest_step() == step

@@ -4,10 +4,7 @@ Oracle: one device. Of losses up to the order of sums (see `test_meshes`), of ch
 """
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 
 import jax
 import numpy as np
@@ -16,7 +13,7 @@ import pytest
 from dfa_jax.train import checkpoint, fit, loop
 from tests import helpers
 from tests.train import layouts, small, test_meshes
-from tests.train.test_resume import ROOTS, spoil
+from tests.train.test_resume import spoil, started
 
 MESHES = {  # devices of one process, in the order in which a checkpoint passes through them
     "data": (8, 1, False),
@@ -74,15 +71,7 @@ def laid_out(tmp_path_factory):
     for checkpoints in (*(folder / "cut").glob("*/3"), run / "checkpoints" / "12"):
         for path in (checkpoints / "state").glob("**/d/*"):
             spoil(path, "half")
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(map(str, ROOTS)),
-        "JAX_COMPILATION_CACHE_DIR": str(jax.config.jax_compilation_cache_dir),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
-    command = [sys.executable, "-m", "tests.train.layouts", str(folder)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    started("tests.train.layouts", folder)
     return folder, states
 
 
@@ -93,8 +82,7 @@ def test_processes_have_the_losses_of_one_device(laid_out, layout, model, rule):
     """The reason is that of `test_meshes`: no rule, and no family of models, may feel them."""
     found = np.load(laid_out[0] / layout / "losses.npz")[f"{model} {rule}"]
     assert len(found) == test_meshes.STEPS
-    expected = test_meshes.losses(model, rule, small.mesh())
-    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    np.testing.assert_allclose(found, test_meshes.alone(model, rule), rtol=1e-5)
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ Oracle: exact equivalence with the run that was left alone. A resume that is onl
 long experiment depend on where the machine stopped it.
 """
 
+import dataclasses
 import functools
 import json
 import os
@@ -21,10 +22,10 @@ import pytest
 import dfa_jax
 from dfa_jax import errors
 from dfa_jax.rules import RULES
-from dfa_jax.train import checkpoint, fit, loop, sharding
+from dfa_jax.train import checkpoint, fit, loop, records, sharding
 from dfa_jax.train import directory as directory_module
 from tests import helpers
-from tests.train import killed, small
+from tests.train import hunted, killed, small
 
 CONFIG = small.config()
 LAST = 3 * small.STEPS_PER_EPOCH
@@ -35,6 +36,20 @@ EVERYDAY = ("direct_feedback_alignment",)
 OTHERS = tuple(rule for rule in RULES if rule not in EVERYDAY)
 
 
+def started(module, *arguments):
+    """What a module of the tests printed, run in a process of its own."""
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(map(str, ROOTS)),
+        "JAX_COMPILATION_CACHE_DIR": str(jax.config.jax_compilation_cache_dir),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    command = [sys.executable, "-m", module, *map(str, arguments)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
 @pytest.fixture(scope="module")
 def kill(tmp_path_factory):
     """`kill(rules)`: a folder with a run directory for each rule, as SIGKILL left it."""
@@ -42,15 +57,7 @@ def kill(tmp_path_factory):
     @functools.cache
     def run(rules):
         folder = tmp_path_factory.mktemp("killed")
-        environment = {
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join(map(str, ROOTS)),
-            "JAX_COMPILATION_CACHE_DIR": str(jax.config.jax_compilation_cache_dir),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        }
-        command = [sys.executable, "-m", "tests.train.killed", str(folder), *rules]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr[-2000:]
+        started("tests.train.killed", folder, *rules)
         # Orbax's folder of an unfinished write: the moments that matter most are among those tried.
         assert list(folder.glob(f"*/checkpoints/*{killed.UNFINISHED}*"))
         return folder
@@ -81,6 +88,31 @@ def test_resume_of_a_killed_run_is_bit_identical(kill, rule):
     assert [point["step"] for point in lines] == [point["step"] for point in curve]
     seconds = [point["metrics"]["wall_seconds"] for point in lines]
     assert seconds == sorted(seconds)  # a resumed run's clock goes on where it stood
+
+
+KILLS = int(os.environ.get("DFA_JAX_TEST_KILLS", "3"))
+
+
+@pytest.mark.slow
+def test_a_run_that_dies_again_and_again(tmp_path):
+    """Oracle: the same runs undisturbed. Kills at random moments of many lives, between the start of
+    the process and the end of the run; state and record must come back bit by bit."""
+    said = started("tests.train.hunted", tmp_path, KILLS)
+    print(said)
+    assert len(said.splitlines()) == KILLS
+    for directory in tmp_path.glob("[0-9]*"):
+        config = hunted.config(KILLS, int(directory.name))
+        straight = fit(config, progress=False)
+        record = (directory / "record.json").read_text()
+        ended = fit(config, run_dir=directory, resume=True, progress=False)
+        helpers.assert_identical(small.plain(ended.state), small.plain(straight.state))
+        found, expected = (
+            dataclasses.asdict(one) | {"wall_seconds": None, "curve": small.without_time(one.curve)}
+            for one in (records.parse_run(json.loads(record)), straight.record)
+        )
+        assert found == expected
+        lines = [json.loads(line) for line in (directory / "curve.jsonl").read_text().splitlines()]
+        assert [line["step"] for line in lines] == [point["step"] for point in expected["curve"]]
 
 
 @pytest.fixture(scope="module")
@@ -202,11 +234,17 @@ def test_digest_is_that_of_the_formula():
 
 
 BROKEN = {
-    "empty": lambda step: shutil.rmtree(step / "state"),
+    "missing": lambda step: shutil.rmtree(step / "state"),
+    "truncated": lambda step: [spoil(path, "half") for path in (step / "state").glob("**/d/*")],
     "foreign": lambda step: rewrite_notes(step, lambda n: n["config"].update(seed=7)),
     "altered": lambda step: rewrite_notes(step, lambda n: n["digest"].reverse()),
 }
-SAID = {"empty": "cannot be read", "foreign": "another run .seed: 7", "altered": "is not what was"}
+SAID = {
+    "missing": "cannot be read",
+    "truncated": "cannot be read",
+    "foreign": "another run .seed: 7",
+    "altered": "is not what was",
+}
 
 
 def rewrite_notes(step, change):
