@@ -23,7 +23,7 @@ from tests.train import killed, small
 
 def config(kills: int, number: int = 0) -> TrainConfig:
     """A run long enough for the kills, with a checkpoint every epoch; sites are measured too."""
-    epochs = 5 * kills + 5
+    epochs = 15 * kills + 5
     rule = "direct_feedback_alignment"
     return small.config(rule, num_epochs=epochs, seed=number, alignment_examples=16)
 
