@@ -1,6 +1,6 @@
 """Numbers for TensorBoard: an event a point, in a file that is open only while it is written to.
 
-TensorboardX's own writer has a thread, which a full disk ends without a word.
+TensorboardX's own writer keeps its file open and writes from a thread, whose errors reach nobody.
 """
 
 import pathlib

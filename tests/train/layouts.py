@@ -6,7 +6,6 @@ in the first layout also the run in `FOLDER/run`, brought to its end. One proces
 and forks before JAX has started its threads, so that a process costs no second import.
 """
 
-import functools
 import os
 import pathlib
 import socket
@@ -19,7 +18,7 @@ import numpy as np
 import sklearn.datasets  # noqa: F401  two seconds, here once for all processes
 from jax.experimental import multihost_utils
 
-from dfa_jax.train import checkpoint, fit, hosts, loop, sharding
+from dfa_jax.train import checkpoint, fit, hosts, sharding
 from tests.train import small, test_meshes
 
 LAYOUTS = {  # number of processes, devices of each, and the mesh of them all
@@ -84,27 +83,12 @@ def member(folder: pathlib.Path, before: pathlib.Path, name: str) -> None:
             np.savez(folder / name / rule / "state.npz", *jax.tree.leaves(parts))
     if name == "2x4":
         fit(small.config(RULES[0]), run_dir=folder / "run", resume=True, progress=False)
-    loop.run_steps = compiled_by_the_first(loop.run_steps)
-    loop.draw_state = compiled_by_the_first(loop.draw_state)
     found = {
         f"{model} {rule}": test_meshes.losses(model, rule, mesh)
         for model, rule in test_meshes.CASES
     }
     if hosts.is_first():
         np.savez(folder / name / "losses.npz", **found)
-
-
-def compiled_by_the_first(function):
-    """The function; all processes but the first find it in the cache of compiled programs."""
-
-    @functools.wraps(function)
-    def call(*arguments, **options):
-        if hosts.is_first():
-            function.lower(*arguments, **options).compile()
-        multihost_utils.sync_global_devices("compiled")
-        return function(*arguments, **options)
-
-    return call
 
 
 def refuse(folder: pathlib.Path, before: pathlib.Path, rule: str, mesh: jax.sharding.Mesh) -> None:
