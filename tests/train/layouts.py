@@ -27,7 +27,7 @@ LAYOUTS = {  # number of processes, devices of each, and the mesh of them all
 }
 STEP = 3
 RULES = ("direct_feedback_alignment", "kolen_pollack")  # feedback in the rule's state, or trained
-SECONDS = 900  # for all cases of a layout, on a machine that does much else
+SECONDS = 600  # for all cases of a layout, on a machine that does much else
 
 
 def main(folder: pathlib.Path) -> None:
