@@ -1,10 +1,12 @@
 """Does the suite bite? Sabotages one line of a copy at a time; the tests must notice every time.
 
-`python scripts/mutate.py [NAME ...]` prints one line a sabotage and exits with 1 if any survives.
+`python scripts/mutate.py [NAME ...]` prints one line a sabotage, with the test that noticed, and exits
+with 1 if any survives.
 """
 
 import os
 import pathlib
+import shlex
 import shutil
 import subprocess
 import sys
@@ -16,7 +18,14 @@ COPIED = ("dfa_jax", "tests", "scripts", "configs", "docs", "pyproject.toml", "R
 
 
 class Sabotage(NamedTuple):
-    """One line to change, and the tests that ought to notice."""
+    """One line to change, and the tests that ought to notice.
+
+    Attributes:
+        file: under `dfa_jax`.
+        line: that it holds once.
+        instead: what takes its place.
+        tests: what pytest is given, quoted as for a shell; slow ones need their `-m`.
+    """
 
     file: str
     line: str
@@ -59,11 +68,11 @@ SABOTAGES = {
     ),
     "redraw B on resume": Sabotage(
         "train/run.py",
-        "self.state = self.files.checkpoints.restore(like, step)",
-        "self.state = self.files.checkpoints.restore(like, step)\n"
-        "        redrawn = init(jax.random.key(1), None, example).rule_state\n"
+        "self.state, progress = self.files.checkpoints.restore(like, step)",
+        "self.state, progress = self.files.checkpoints.restore(like, step)\n"
+        "        redrawn = init(jax.random.key(1), None, self._example()).rule_state\n"
         "        self.state = self.state._replace(rule_state=redrawn)",
-        "tests/train",
+        "tests/train/test_interrupt.py::test_ctrl_c_is_a_stop_of_its_own_exit_code",
     ),
     "sum the loss": Sabotage(
         "autodiff/sites.py",
@@ -73,9 +82,9 @@ SABOTAGES = {
     ),
     "the same B at every site": Sabotage(
         "rules/draw.py",
-        "key = named_key(key, name)",
-        "del name",
-        "tests/rules",
+        "    key = named_key(key, site)\n    return jax.random.split",
+        "    return jax.random.split",
+        "tests/rules/test_draw.py::test_matrices_are_independent",
     ),
     "the first layer's B for a whole stack": Sabotage(
         "autodiff/feedback.py",
@@ -100,9 +109,9 @@ SABOTAGES = {
     ),
     "last columns of the shared B": Sabotage(
         "rules/draw.py",
-        'return rule_state["shared"][:, :width]',
-        'return rule_state["shared"][:, -width:]',
-        "tests/rules",
+        "return rule_state[SHARED][:, :width]",
+        "return rule_state[SHARED][:, -width:]",
+        "tests/rules/test_direct_feedback_alignment.py -k first_columns",
     ),
     "threshold the mean error": Sabotage(
         "rules/direct_feedback_alignment.py",
@@ -124,9 +133,9 @@ SABOTAGES = {
     ),
     "one step too few a dispatch": Sabotage(
         "train/compiled.py",
-        "jax.lax.fori_loop(0, num_steps, one, (state, _no_totals()))",
-        "jax.lax.fori_loop(1, num_steps, one, (state, _no_totals()))",
-        "tests/train",
+        "jax.lax.fori_loop(0, num_steps, one, (state, _nothing(most)))",
+        "jax.lax.fori_loop(1, num_steps, one, (state, _nothing(most)))",
+        "tests/train/test_step.py -k that_many_train_steps",
     ),
     "decay the biases": Sabotage(
         "optim.py",
@@ -251,8 +260,8 @@ SABOTAGES = {
     "everyone from his own checkpoint": Sabotage(
         "train/run.py",
         "self.files.checkpoints.restore(like, step)",
-        "self.files.checkpoints.restore(like)",
-        "tests/train/test_together.py",
+        "self.files.checkpoints.restore(like, self.kept[0])",
+        "tests/train/test_together.py -k bit_for_bit",
     ),
     "clip with what is frozen": Sabotage(
         "optim.py",
@@ -302,68 +311,69 @@ SABOTAGES = {
         "    samples = refit(fit, np.asarray(weights)[:, curves])",
         "weights = jax.random.exponential(key, (num_samples, len(curves)))\n"
         "    samples = refit(fit, np.asarray(weights))",
-        "tests/scaling/test_fit.py",
+        "tests/scaling/test_fit.py -k share_its_weight",
     ),
     "swap the exponents of the best size": Sabotage(
         "scaling/fit.py",
         "num_params = np.exp(log_G + beta / (alpha + beta) * log_product)",
         "num_params = np.exp(log_G + alpha / (alpha + beta) * log_product)",
-        "tests/scaling/test_fit.py",
+        "tests/scaling/test_fit.py -k compute_optimal_is",
     ),
     "scores point by point": Sabotage(
         "scaling/covariance.py",
-        "np.add.at(scores, curves, ",
-        "np.add.at(scores, curves * 0, ",
-        "tests/scaling/test_fit.py",
+        "    scores = np.zeros((curves.max() + 1, slopes.shape[1]))",
+        "    curves = np.arange(len(curves))\n"
+        "    scores = np.zeros((curves.max() + 1, slopes.shape[1]))",
+        "tests/scaling/test_fit.py -k sandwich",
     ),
     "read minima off the ladder's edge": Sabotage(
         "scaling/frontier.py",
         "if best == len(here) - 1:",
         "if best == len(here):",
-        "tests/scaling/test_frontier.py tests/scaling/test_allocation.py",
+        "tests/scaling/test_frontier.py -k edges",
     ),
     "extrapolate curves": Sabotage(
         "scaling/frontier.py",
         "np.where((budgets >= flops[0]) & (budgets <= flops[-1]), np.log(budgets), np.nan)",
         "np.log(np.clip(budgets, flops[0], flops[-1]))",
-        "tests/scaling/test_frontier.py",
+        "tests/scaling/test_frontier.py -k nothing_is_extrapolated",
     ),
     "the luckiest seed wins": Sabotage(
         "scaling/frontier.py",
         "means = np.stack([curve.log_losses.mean(0) for curve in curves])",
         "means = np.stack([curve.log_losses.min(0) for curve in curves])",
-        "tests/scaling/test_frontier.py",
+        "tests/scaling/test_frontier.py -k lucky",
     ),
     "a discount the wrong way round": Sabotage(
         "scaling/verdict.py",
         "found = {num_params[size]: theirs[size] / ours[size]",
         "found = {num_params[size]: ours[size] / theirs[size]",
-        "tests/scaling/test_verdict.py",
+        "tests/scaling/test_verdict.py -k own_outcomes",
     ),
     "extrapolate without saying so": Sabotage(
         "scaling/verdict.py",
         "float(pays[i]), not measured)",
         "float(pays[i]), False)",
-        "tests/scaling/test_verdict.py",
+        "tests/scaling/test_verdict.py -k is_marked",
     ),
     "settle for the likeliest outcome": Sabotage(
         "scaling/verdict.py",
         "settled = fractions[likeliest] >= CONFIDENCE",
         "settled = fractions[likeliest] > 0",
-        "tests/scaling/test_verdict.py",
+        "tests/scaling/test_verdict.py -k undecided",
     ),
     "charge attention half": Sabotage(
         "scaling/flops.py",
         "return Flops(parts, batch * time)",
         "return Flops({at: n // (1 + (at[0].endswith('scores'))) for at, n in parts.items()},"
         " batch * time)",
-        "tests/scaling/test_flops.py",
+        "tests/scaling/test_flops.py -k six_per_weight",
     ),
     "take a job without its lock": Sabotage(
         "report/sweep.py",
         "own.acquire(blocking=False)\n                stack.callback(own.release)",
         "pass",
-        "tests/report/test_sweep.py",
+        "tests/report/test_sweep.py -k other_hands",
     ),
     "a killed job starts again": Sabotage(
         "report/sweep.py",
@@ -375,7 +385,7 @@ SABOTAGES = {
         "report/tuning.py",
         "around = [1, -1, best + 1, best - 1]",
         "around = [1, -1]",
-        "tests/report/test_tuning.py",
+        "tests/report/test_tuning.py -k inside_of_what",
     ),
     "count examples without an error": Sabotage(
         "metrics.py", "& (jnp.abs(delta).max(-1) > 0)", "", "tests/test_metrics.py"
@@ -387,17 +397,17 @@ def main(chosen: list[str]) -> int:
     """Runs the sabotages, all of them by default; the number that survive."""
     survived = []
     for name in chosen or SABOTAGES:
-        caught = is_caught(SABOTAGES[name])
-        print(f"{'caught  ' if caught else 'SURVIVED'}  {name}", flush=True)
-        if not caught:
+        test = first_failure(SABOTAGES[name])
+        print(f"caught    {name}: {test}" if test else f"SURVIVED  {name}", flush=True)
+        if not test:
             survived.append(name)
     total = len(chosen or SABOTAGES)
     print(f"{total - len(survived)} of {total} sabotages caught")
     return len(survived)
 
 
-def is_caught(sabotage: Sabotage) -> bool:
-    """Whether a test fails on a copy of the checkout with the line changed."""
+def first_failure(sabotage: Sabotage) -> str:
+    """The test that fails on a copy of the checkout with the line changed; "" if none does."""
     with tempfile.TemporaryDirectory() as directory:
         copy = pathlib.Path(directory)
         for name in COPIED:
@@ -411,20 +421,20 @@ def is_caught(sabotage: Sabotage) -> bool:
                 f"{sabotage.file} has not exactly one {sabotage.line!r}; mend mutate.py"
             )
         path.write_text(text.replace(sabotage.line, sabotage.instead))
-        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "-n", "0", "-p", "no:cacheprovider"]
         cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".jax_cache"))
         done = subprocess.run(
-            [*command, *sabotage.tests.split()],
+            [*command, *shlex.split(sabotage.tests)],
             cwd=copy,
             env={**os.environ, "PYTHONPATH": str(copy), "JAX_COMPILATION_CACHE_DIR": cache},
             capture_output=True,
             text=True,
             check=False,
         )
-    failed = any(line.startswith("FAILED ") for line in done.stdout.splitlines())
+    failed = [line for line in done.stdout.splitlines() if line.startswith("FAILED ")]
     if done.returncode and not failed:  # stopped at the first failure, it exits with 1 or 2
         raise SystemExit(f"pytest did not run ({done.returncode}):\n{done.stdout}{done.stderr}")
-    return failed
+    return failed[0].removeprefix("FAILED ") if failed else ""
 
 
 if __name__ == "__main__":
