@@ -72,7 +72,7 @@ SABOTAGES = {
         "self.state, progress = self.files.checkpoints.restore(like, step)\n"
         "        redrawn = init(jax.random.key(1), None, self._example()).rule_state\n"
         "        self.state = self.state._replace(rule_state=redrawn)",
-        "tests/train/test_interrupt.py::test_ctrl_c_is_a_stop_of_its_own_exit_code",
+        "tests/train/test_interrupt.py::test_a_stop_between_evaluations_loses_nothing[3]",
     ),
     "sum the loss": Sabotage(
         "autodiff/sites.py",
@@ -379,13 +379,91 @@ SABOTAGES = {
         "report/sweep.py",
         "            resume=True,\n",
         "            overwrite=True,\n",
-        "tests/report/test_sweep.py",
+        "tests/report/test_sweep.py -k stopped_job",
     ),
     "stop at the first rate": Sabotage(
         "report/tuning.py",
         "around = [1, -1, best + 1, best - 1]",
         "around = [1, -1]",
         "tests/report/test_tuning.py -k inside_of_what",
+    ),
+    "take a damaged checkpoint": Sabotage(
+        "train/checkpoint.py",
+        "if not np.array_equal(written, digest(state)):",
+        "if False:",
+        "tests/train/test_resume.py::test_newest_good_checkpoint_is_taken[altered]",
+    ),
+    "take another run's checkpoint": Sabotage(
+        "train/checkpoint.py",
+        "        if other:\n",
+        "        if False:\n",
+        "tests/train/test_resume.py::test_newest_good_checkpoint_is_taken[foreign]",
+    ),
+    "go on from the oldest checkpoint": Sabotage(
+        "train/loop.py",
+        "step = max(shared)",
+        "step = min(shared)",
+        "tests/train/test_resume.py -k finished_run",
+    ),
+    "stop without saving": Sabotage(
+        "train/loop.py",
+        "    for run in runs:\n        run.save()\n    step, last",
+        "    step, last",
+        "tests/train/test_interrupt.py::test_a_stop_between_evaluations_loses_nothing[3]",
+    ),
+    "do not hear SIGTERM": Sabotage(
+        "train/interrupt.py",
+        "return bool(_received)",
+        "return signal.SIGINT in _received",
+        "tests/train/test_interrupt.py::test_a_stop_between_evaluations_loses_nothing[3]",
+    ),
+    "every process writes records": Sabotage(
+        "train/run.py",
+        "if hosts.is_first():\n            writer",
+        "if True:\n            writer",
+        'tests/train/test_hosts.py::test_processes_do_not_matter[2-4] -m "slow or not slow"',
+    ),
+    "processes may disagree": Sabotage(
+        "train/hosts.py",
+        "    if differ.size:",
+        "    if False:",
+        'tests/train/test_hosts.py -k disagree -m "slow or not slow"',
+    ),
+    "fsdp splits nothing": Sabotage(
+        "train/sharding.py",
+        "_spec(mesh, leaf, fsdp=True)",
+        "_spec(mesh, leaf, fsdp=False)",
+        "tests/train/test_loop.py -k fsdp",
+    ),
+    "gather nothing": Sabotage(
+        "train/sharding.py",
+        'if "fsdp" not in mesh.shape:',
+        "if mesh.shape:",
+        "tests/train/test_loop.py -k fsdp",
+    ),
+    "compute with what is split": Sabotage(
+        "train/compiled.py",
+        '"gather": gather, ',
+        "",
+        'tests/train/test_meshes.py::test_every_rule_split_both_ways -m "slow or not slow"',
+    ),
+    "one kind of traffic goes unseen": Sabotage(
+        "report/pod.py",
+        '"|".join(checks.COLLECTIVES)',
+        '"|".join(checks.COLLECTIVES[:-1])',
+        "tests/report/test_pod.py",
+    ),
+    "traffic of one turn of a loop": Sabotage(
+        "report/pod.py",
+        "turns = times * int(trips[1]) if trips else times",
+        "turns = times",
+        "tests/report/test_pod.py",
+    ),
+    "draw other feedback than is stored": Sabotage(
+        "rules/draw.py",
+        "keys = [_layer_keys(key, site, shapes[site].stack) for site in names]",
+        'keys = [_layer_keys(key, f"{site}/", shapes[site].stack) for site in names]',
+        "tests/rules/test_draw.py -k stored_one",
     ),
     "count examples without an error": Sabotage(
         "metrics.py", "& (jnp.abs(delta).max(-1) > 0)", "", "tests/test_metrics.py"

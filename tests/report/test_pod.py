@@ -46,6 +46,15 @@ def test_traffic_of_a_loop_of_unknown_length_counts_once():
 
 
 @pytest.mark.parametrize(
+    "kind", ["all-reduce", "all-gather", "reduce-scatter", "collective-permute", "all-to-all"]
+)
+def test_every_kind_of_traffic_is_counted(kind):
+    """By hand: four numbers of four bytes, by each of the operations between devices."""
+    program = f"ENTRY %main (p: f32[4]) -> f32[4] {{\n  %x = f32[4]{{0}} {kind}(%p)\n}}\n"
+    assert pod.traffic(program) == {kind: (1, 16)}
+
+
+@pytest.mark.parametrize(
     ("topology", "message"),
     [
         *((name, "expected a chip .v4, v5e, v5p, v6e.") for name in ("v5e", "a100:8", "v5e:16")),

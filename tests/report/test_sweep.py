@@ -106,6 +106,28 @@ def test_a_job_in_other_hands_is_left_alone(tmp_path):
     assert len(set(said)) == 4
 
 
+def test_a_stopped_job_goes_on_from_its_checkpoint(tmp_path, monkeypatch):
+    """Oracle: the steps, counted. Begun again, a job would have the same records, and a long one that
+    is stopped often would never end; so each of its twelve steps is taken once."""
+    label = "digits/backprop"
+    recipe = dataclasses.replace(UNTUNED, variants={label: UNTUNED.variants[label]}, seeds=(0,))
+    run_steps, taken, stops = loop.run_steps, [], [8]
+
+    def steps(state, data, order, number, *others, **options):
+        begin = int(state.step)
+        if begin in stops:
+            stops.remove(begin)
+            raise KeyboardInterrupt
+        taken.extend(range(begin, begin + number))
+        return run_steps(state, data, order, number, *others, **options)
+
+    monkeypatch.setattr(loop, "run_steps", steps)
+    with pytest.raises(KeyboardInterrupt):
+        sweep.work(recipe, tmp_path, say=str)
+    assert not sweep.work(recipe, tmp_path, say=str).open
+    assert taken == list(range(12))
+
+
 def test_together_trains_what_is_alike(tmp_path, monkeypatch):
     """Invariant: jobs that differ in their seed go into one program, two at a time here; the records
     are those of `fit`, up to rounding, which a test of `fit_together` bounds."""

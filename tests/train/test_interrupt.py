@@ -65,14 +65,15 @@ def assert_goes_on(run_dir, straight):
 @pytest.mark.parametrize("number", [1, 2, 3, 4, 6])
 def test_a_stop_between_evaluations_loses_nothing(tmp_path, straight, stop_at, capfd, number):
     """Oracle: the run left alone. The losses since the last evaluation are part of what is kept, or
-    the next point of the curve would be another mean."""
+    the next point of the curve would be another mean; so is the state of the step that is named."""
     stop_at(number)
     with pytest.raises(SystemExit) as stopped, interrupt.listen("train.py"):
         fit(CONFIG, run_dir=tmp_path / "run", progress=False)
     assert stopped.value.code == 0
     said = capfd.readouterr().err
     assert "train.py: SIGTERM" in said
-    assert "of 24; go on with --resume" in said
+    (step,) = re.findall(r"stopped after step (\d+) of 24; go on with --resume", said)
+    assert (tmp_path / "run" / "checkpoints" / step).exists()
     assert not interrupt.requested()
     assert_goes_on(tmp_path / "run", straight)
 

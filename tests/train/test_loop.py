@@ -172,6 +172,27 @@ def test_odd_widths_stay_whole():
     assert found["wide"].shard_shape((2, 16, 8)) == (2, 16, 2)
 
 
+@pytest.mark.parametrize(
+    ("shape", "own", "whole"),
+    [
+        ((16, 8), (4, 4), (16, 4)),
+        ((3, 16, 8), (3, 4, 4), (3, 16, 4)),
+        ((10, 8), (10, 4), (10, 4)),
+        ((16,), (16,), (16,)),
+    ],
+    ids=["a matrix", "a stack", "an odd number of rows", "a bias"],
+)
+def test_fsdp_keeps_no_matrix_whole(shape, own, whole):
+    """By hand, on 4 x 2 devices: columns by 2 over the model axis, the longest other axis by 4 over
+    fsdp; a step computes with all of the rows."""
+    mesh = small.mesh(4, 2, fsdp=True)
+    split = jnp.zeros(shape)
+    split = jax.device_put(split, sharding.state_shardings(mesh, split))
+    assert split.sharding.shard_shape(shape) == own
+    gathered = jax.jit(lambda a: sharding.gathered(mesh, a))(split)
+    assert gathered.sharding.shard_shape(shape) == whole
+
+
 def test_progress_bar_shows_what_was_promised(capsys):
     """Oracle: the issue. Loss, accuracy, steps/s and time left, on standard error, and only
     there."""

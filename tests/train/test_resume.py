@@ -163,9 +163,12 @@ def test_curve_with_a_line_cut_short(stopped, whole, kept):
     assert_as_if_never_stopped(stopped, whole)
 
 
-def test_resume_of_a_finished_run_changes_nothing(whole, tmp_path):
-    """Oracle: the finished run. A command line with --resume may be repeated without thought."""
+def test_resume_of_a_finished_run_changes_nothing(whole, tmp_path, monkeypatch):
+    """Oracle: the finished run. A command line with --resume may be repeated without thought: of the
+    checkpoints that are kept the newest counts, and no step is taken again."""
     shutil.copytree(whole[0], tmp_path / "run")
+    assert len(checkpoints_of(tmp_path / "run")) == 2
+    monkeypatch.setattr(loop, "run_steps", lambda *_, **__: pytest.fail("a step is taken again"))
     assert_as_if_never_stopped(tmp_path / "run", whole)
 
 
