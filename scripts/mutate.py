@@ -186,19 +186,20 @@ SABOTAGES = {
         "rules/local_losses.py",
         "block: jax.lax.stop_gradient(found[block]) if block in cut else found[block]",
         "block: found[block]",
-        "tests/rules/test_local_losses.py -k written_out",
+        '"tests/rules/test_forward_gradients.py::test_the_mean_of_many_draws_is_the_true_gradient'
+        '[local, activities]" -m "slow or not slow"',
     ),
     "guess the heads too": Sabotage(
         "rules/weight_forward_gradient.py",
         "return path[0] == HEADS or path[:-1] in model.readout",
         "return path[:-1] in model.readout",
-        "tests/rules/test_forward_gradients.py",
+        "tests/rules/test_local_losses.py -k heads_and_readout",
     ),
     "guesses as long as they come": Sabotage(
         "rules/gradient_guess.py",
         'weight = slope if self.guess == "random" else slope / square\n            lead',
         "weight = slope\n            lead",
-        "tests/rules/test_gradient_guess.py -k block_by_block",
+        "tests/rules/test_gradient_guess.py",
     ),
     "no cut behind a block": Sabotage(
         "rules/local_losses.py",
