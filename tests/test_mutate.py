@@ -3,6 +3,7 @@
 import pathlib
 import re
 import runpy
+import shlex
 
 import pytest
 
@@ -16,7 +17,7 @@ def test_every_sabotage_can_be_made(name):
     file, line, instead, tests = SABOTAGES[name]
     assert (ROOT / "dfa_jax" / file).read_text().count(line) == 1, line
     assert instead != line
-    folders = [ROOT / word.partition("::")[0] for word in tests.split() if "tests/" in word]
+    folders = [ROOT / word.partition("::")[0] for word in shlex.split(tests) if "tests/" in word]
     assert all(folder.exists() for folder in folders), tests
     files = [path for folder in folders for path in [folder, *folder.rglob("*.py")]]
     text = "".join(path.read_text() for path in files if path.is_file())
