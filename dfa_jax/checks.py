@@ -279,7 +279,8 @@ def estimate_cost(
     )
 
     def estimate(key, params, rule_state, batch):
-        found = rule.estimate(key, model, loss_fn, params, rule_state, batch)
+        with sharding.known(mesh):
+            found = rule.estimate(key, model, loss_fn, params, rule_state, batch)
         return found.loss, found.grads, found.rule_state
 
     over_batch = jax.tree.map(lambda _: sharding.over_batch(mesh), batch)

@@ -6,7 +6,8 @@ A step is the trainer's own: gradient, clipping, Adam. In each round every arm t
 in a random order; ratios are to backpropagation within the round, beside the ratio of counted
 matrix-product FLOPs (`scaling.flops`). Where PyTorch is installed, its eager backpropagation joins
 in: the same network (`torch_transformer.py`) from the same weights on the same batches, as its
-losses have to show before it is timed.
+losses have to show before it is timed. `DFA scanned` loops over blocks, forward and backward, and
+`DFA at once` has the layer-parallel backward pass.
 """
 
 import dataclasses
@@ -45,6 +46,7 @@ class Arm(NamedTuple):
     rule: LearningRule
     granularity: Granularity = "macro"
     frozen: tuple[str, ...] = ()
+    scan: bool = False
 
 
 DFA = DirectFeedbackAlignment(feedback_sharing="shared")
@@ -54,6 +56,8 @@ ARMS = {
     "DFA macro": Arm(DFA),
     "DFA micro": Arm(DFA, "micro"),
     "DFA linear": Arm(DFA, "linear"),
+    "DFA scanned": Arm(DirectFeedbackAlignment(), scan=True),
+    "DFA at once": Arm(DirectFeedbackAlignment(backward="layer_parallel"), scan=True),
     "shallow": Arm(Shallow()),
     "frozen blocks": Arm(Backprop(), frozen=("block_*",)),
     "FG-W": Arm(WeightForwardGradient()),
@@ -125,6 +129,7 @@ def takers(model: Transformer, options: Any) -> dict[str, Callable[[], float]]:
 
 def program_of(model: Transformer, arm: Arm, example: np.ndarray) -> loop.Program:
     """What the trainer makes of an arm."""
+    model = model.clone(scan=arm.scan)
     return loop.Program(
         from_linen(model, credit_sites(model, arm.granularity), example),
         arm.rule,
@@ -148,7 +153,7 @@ def counted(model: Transformer, name: str) -> float:
     """Matrix-product FLOPs of an arm's gradient, a token."""
     arm = ARMS.get(name, ARMS["BP"])
     found = flops.count(
-        model,
+        model.clone(scan=arm.scan),
         arm.rule,
         batch=1,
         time=model.context,

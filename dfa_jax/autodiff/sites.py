@@ -30,7 +30,7 @@ from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float
 
 from dfa_jax import tree
-from dfa_jax.autodiff import feedback
+from dfa_jax.autodiff import feedback, layers
 from dfa_jax.errors import SiteError
 from dfa_jax.models.base import Model, Site, dropout_keys, in_raw_transform, raw_transform
 from dfa_jax.types import Batch, LossFn, Params, PRNGKey, SiteArrays
@@ -43,6 +43,9 @@ Orders = dict[tuple[str, ...], dict[str, Any]]
 
 ErrorTap = Literal["logits", "last_hidden"]
 """Where the output error is read: at the model's outputs, or at the last site."""
+
+Backward = Literal["sequential", "layer_parallel"]
+"""Local VJPs of a scanned stack in a loop over its blocks, or all of them at once."""
 
 
 class SiteGradients(NamedTuple):
@@ -63,6 +66,7 @@ def site_gradients(
     *,
     key: PRNGKey | None = None,
     error_tap: ErrorTap = "logits",
+    backward: Backward = "sequential",
 ) -> SiteGradients:
     r"""Gradients of all parameters from one error per site, by local VJPs.
 
@@ -79,9 +83,11 @@ def site_gradients(
             activity.
         key: feeds dropout.
         error_tap: `"logits"` reads `e = dL/dy`; `"last_hidden"` reads `dL/dh` at the last site.
+        backward: in which order the local VJPs of a scanned stack are computed.
 
     Raises:
-        SiteError: a site was not reached, or its error has another shape than its activity.
+        SiteError: a site was not reached, or its error has another shape than its activity; or
+            there is no stack for a layer-parallel backward pass.
     """
 
     def objective(outputs):
@@ -94,8 +100,12 @@ def site_gradients(
             model, *apply_with_orders(model, params, batch.inputs, cuts, key=key)
         )
 
+    def vjp(forward, params):
+        found, pull = jax.vjp(forward, params)
+        return found, layers.in_parallel(pull) if backward == "layer_parallel" else pull
+
     if error_tap == "logits":
-        (outputs, activities), pull = jax.vjp(forward_cut, params)
+        (outputs, activities), pull = vjp(forward_cut, params)
         loss, error = jax.value_and_grad(objective)(outputs)
         sent = like_activities(send(error, activities), activities)
         (grads,) = pull((error, sent))
@@ -109,7 +119,7 @@ def site_gradients(
         orders = merge_orders(orders, at_sites(model, "replace", {last: hidden}))
         return apply_with_orders(model, params, batch.inputs, orders, key=key)[0]
 
-    activities, pull_body = jax.vjp(lambda params: forward_cut(params)[1], params)
+    activities, pull_body = vjp(lambda params: forward_cut(params)[1], params)
     outputs, pull_head = jax.vjp(forward_head, params, activities[last])
     loss, output_error = jax.value_and_grad(objective)(outputs)
     head_grads, error = pull_head(output_error)

@@ -85,6 +85,7 @@ def _shrink_text(config: TrainConfig) -> TrainConfig:
         data=data,
         model=model,
         model_axis=min(config.model_axis, 2),
+        layer_axis=1,
         batch_size=8,
         num_epochs=1,
         num_tokens=512,

@@ -102,7 +102,15 @@ class LearningRule(abc.ABC):
 
 @dataclasses.dataclass(frozen=True)
 class SiteRule(LearningRule):
-    """A rule that sends each site an error made from the output error, activities and targets."""
+    """A rule that sends each site an error made from the output error, activities and targets.
+
+    Attributes:
+        backward: the local VJPs of the blocks of a scanned stack one by one (`sequential`), or all
+            of them at once (`layer_parallel`): the same gradients to rounding. See
+            `autodiff.layers`.
+    """
+
+    backward: sites.Backward = dataclasses.field(default="sequential", kw_only=True)
 
     @abc.abstractmethod
     def send(
@@ -150,7 +158,14 @@ class SiteRule(LearningRule):
             return self.send(rule_key, model, rule_state, error, activities, batch.targets)
 
         return sites.site_gradients(
-            model, loss_fn, params, batch, send, key=forward_key, error_tap=self.tap
+            model,
+            loss_fn,
+            params,
+            batch,
+            send,
+            key=forward_key,
+            error_tap=self.tap,
+            backward=self.backward,
         )
 
 

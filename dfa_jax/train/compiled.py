@@ -118,7 +118,8 @@ def _step(
     batch = jax.lax.with_sharding_constraint(batch, sharding.over_batch(program.mesh))
     gather = functools.partial(sharding.gathered, program.mesh)
     parts = {"rate_factor": rate_factor, "gather": gather, **program.parts}
-    state, found = train_step(state, batch, **parts)
+    with sharding.known(program.mesh):
+        state, found = train_step(state, batch, **parts)
     return _stays(state, program), found
 
 

@@ -59,6 +59,7 @@ class TrainConfig:
         fsdp: split every matrix of the state (parameters, moments, feedback) over the devices that
             share the batch, so that none holds it whole; on one device, nothing changes.
         model_axis: devices over which each layer's width is split, where it divides.
+        layer_axis: devices over which the blocks of a layer-parallel backward pass are split.
     """
 
     data: ImageData | TextData | MarkovData | GaussianTargets = ImageData()
@@ -82,9 +83,10 @@ class TrainConfig:
     feedback_seed: int | None = None
     fsdp: bool = False
     model_axis: int = 1
+    layer_axis: int = 1
 
     def __post_init__(self):
-        for name in ("batch_size", "num_epochs", "eval_every", "model_axis"):
+        for name in ("batch_size", "num_epochs", "eval_every", "model_axis", "layer_axis"):
             value = getattr(self, name)
             if not (value > 0 and math.isfinite(value)):
                 raise InputError(f"{name} is {value}; expected a positive finite number")

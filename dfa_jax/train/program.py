@@ -16,7 +16,7 @@ from dfa_jax.models import Model, from_linen
 from dfa_jax.optim import Optimizer
 from dfa_jax.rules import LearningRule
 from dfa_jax.train import sharding
-from dfa_jax.train.config import TrainConfig
+from dfa_jax.train.config import TrainConfig, rule_name
 from dfa_jax.train.readout import Readout, place_readout
 from dfa_jax.train.views import Views
 from dfa_jax.types import Batch, Params
@@ -73,16 +73,35 @@ def make_program(
     mesh = sharding.make_mesh(
         fsdp=config.fsdp,
         model_axis=config.model_axis,
+        layer_axis=config.layer_axis,
         batch_size=config.batch_size,
         devices=devices,
     )
     views = _checked_views(config, dataset)
     rows = config.batch_size * (views.per_image if views else 1)
     model = _checked_model(config, dataset, rows)
+    if config.layer_axis > 1:
+        _check_layers(config, model)
     readout = _readout(config, dataset) if config.is_contrastive else None
     return Program(
         model, config.rule, config.loss, config.optimizer, num_steps, mesh, views, readout
     )
+
+
+def _check_layers(config: TrainConfig, model: Model) -> None:
+    """Refuses a layer axis that nothing, or not all of a stack, can be split over."""
+    if getattr(config.rule, "backward", "") != "layer_parallel":
+        raise InputError(
+            f"layer_axis is {config.layer_axis} and rule {rule_name(config.rule)} has no"
+            " layer-parallel backward pass; set rule.backward=layer_parallel (rules that send an"
+            " error to every site have it), or layer_axis to 1"
+        )
+    for site, place in model.where.items():
+        if place.stack and place.stack[0] % config.layer_axis:
+            raise InputError(
+                f"layer_axis is {config.layer_axis}, which does not divide the {place.stack[0]}"
+                f" layers of site '{site}'; choose a divisor"
+            )
 
 
 def examples(dataset: Dataset, number: int) -> Batch:

@@ -5,17 +5,20 @@
 | `data` | the batch |
 | `fsdp` | in its place: the batch, and every matrix of the state, which is whole nowhere |
 | `model` | every matrix along its layer's width, and with it the activities behind it |
+| `layer` | in its place: the blocks of a layer-parallel backward pass (`autodiff.layers`) |
 
 Results do not depend on the mesh, but for the order of sums: everything that is drawn is drawn from
 global keys, for all examples and all entries.
 """
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from dfa_jax.autodiff.layers import LAYER_AXIS
 from dfa_jax.errors import InputError
 
 
@@ -23,42 +26,56 @@ def make_mesh(
     *,
     fsdp: bool = False,
     model_axis: int = 1,
+    layer_axis: int = 1,
     batch_size: int | None = None,
     devices: Sequence[Any] | None = None,
 ) -> Mesh:
-    """All devices, of all processes, or these, as `data` (or `fsdp`) x `model`.
+    """All devices, of all processes, or these, as `data` (or `fsdp`) x `model` (or `layer`).
 
     Raises:
-        InputError: the devices do not divide by `model_axis`, or the batch by the other axis.
+        InputError: the devices do not divide by `model_axis` or `layer_axis`, both are given, or
+            the batch does not divide by the other axis.
     """
     devices = jax.devices() if devices is None else devices
     count = len(devices)
-    if model_axis < 1 or count % model_axis:
+    if model_axis > 1 and layer_axis > 1:
         raise InputError(
-            f"model_axis is {model_axis}, which does not divide the {count} devices; choose a"
-            " divisor"
+            f"model_axis is {model_axis} and layer_axis is {layer_axis}; expected one of them to"
+            " be 1: a mesh has two axes, and the batch has the other"
         )
-    data_axis = count // model_axis
+    name, second = ("layer_axis", layer_axis) if layer_axis != 1 else ("model_axis", model_axis)
+    if second < 1 or count % second:
+        raise InputError(
+            f"{name} is {second}, which does not divide the {count} devices; choose a divisor"
+        )
+    data_axis = count // second
     if batch_size is not None and batch_size % data_axis:
         nearest = max(data_axis, round(batch_size / data_axis) * data_axis)
         raise InputError(
             f"batch_size {batch_size} is not divisible by the {data_axis} devices along the data"
             f" axis; use {nearest}"
         )
-    return mesh_of((data_axis, model_axis), devices, fsdp=fsdp)
+    return mesh_of((data_axis, second), devices, fsdp=fsdp, layers=layer_axis > 1)
 
 
-def mesh_of(shape: tuple[int, int], devices: Any, *, fsdp: bool = False) -> Mesh:
-    """These devices as `data` (or `fsdp`) x `model`."""
+def mesh_of(
+    shape: tuple[int, int], devices: Any, *, fsdp: bool = False, layers: bool = False
+) -> Mesh:
+    """These devices as `data` (or `fsdp`) x `model` (or `layer`)."""
     # JAX makes explicit axes by default, under which an unchanged Flax module does not run.
     axis_types = (AxisType.Auto, AxisType.Auto)
-    names = ("fsdp" if fsdp else "data", "model")
+    names = ("fsdp" if fsdp else "data", LAYER_AXIS if layers else "model")
     return jax.make_mesh(shape, names, axis_types=axis_types, devices=devices)
+
+
+def known(mesh: Mesh) -> contextlib.AbstractContextManager[Any]:
+    """Where a step is traced: lets the layer-parallel backward pass find its axis."""
+    return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
 
 
 def batch_shards(mesh: Mesh) -> int:
     """In how many parts a batch is split."""
-    return mesh.size // mesh.shape["model"]
+    return mesh.shape[mesh.axis_names[0]]
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -109,7 +126,8 @@ def _spec(mesh: Mesh, leaf: Any, *, fsdp: bool) -> PartitionSpec:
     """Over which axes each of the array's is split."""
     spec: list[str | None] = [None] * leaf.ndim
     if leaf.ndim >= 2:
-        if mesh.shape["model"] > 1 and leaf.shape[-1] % mesh.shape["model"] == 0:
+        width = mesh.shape.get("model", 1)
+        if width > 1 and leaf.shape[-1] % width == 0:
             spec[-1] = "model"
         size = mesh.shape.get("fsdp", 1)
         free = [i for i in range(leaf.ndim) if not spec[i] and leaf.shape[i] % size == 0]

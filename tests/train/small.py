@@ -32,9 +32,10 @@ def config(rule: str = "backprop", **changes: Any) -> TrainConfig:
     return dataclasses.replace(plain, **changes)
 
 
-def mesh(data: int = 1, model: int = 1, *, fsdp: bool = False) -> Mesh:
-    """The first `data x model` devices."""
-    return sharding.mesh_of((data, model), jax.devices()[: data * model], fsdp=fsdp)
+def mesh(data: int = 1, model: int = 1, *, fsdp: bool = False, layers: bool = False) -> Mesh:
+    """The first `data x model` devices; or `data x layer`."""
+    devices = jax.devices()[: data * model]
+    return sharding.mesh_of((data, model), devices, fsdp=fsdp, layers=layers)
 
 
 def program(config: TrainConfig, on: Mesh) -> loop.Program:

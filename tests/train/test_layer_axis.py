@@ -1,0 +1,71 @@
+"""Training with the blocks of the backward pass split over devices."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from dfa_jax.data import MarkovData
+from dfa_jax.errors import InputError
+from dfa_jax.models import Transformer, from_linen
+from dfa_jax.optim import Optimizer
+from dfa_jax.rules import Backprop, DirectFeedbackAlignment
+from dfa_jax.train import fit, loop, sharding
+from dfa_jax.types import Batch
+from tests.train import small
+
+STEPS = 20
+SOURCE = MarkovData(num_symbols=8, context=8, num_train=512, num_test=64)
+CONFIG = small.config(
+    data=SOURCE,
+    model=Transformer(8, 2, 16, 2, context=8, scan=True),
+    sites=("blocks",),
+    rule=DirectFeedbackAlignment(backward="layer_parallel"),
+    optimizer=Optimizer("sgd", 0.02),
+)
+
+
+def losses(config, mesh):
+    """Training losses of 20 steps."""
+    train = Batch(*(a[:64] for a in SOURCE.load().train))
+    model = from_linen(config.model, config.sites, train.inputs[:16])
+    program = loop.Program(model, config.rule, config.loss, config.optimizer, STEPS, mesh)
+    placed = jax.device_put(train, sharding.replicated(mesh))
+    first = jax.tree.map(lambda a: a[:16], placed)
+    state = loop.draw_state(jax.random.key(0), None, first, program=program)
+    _, noted = loop.run_steps(state, placed, small.order(STEPS), STEPS, program=program)
+    return np.asarray(noted["loss"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fsdp", [False, True])
+def test_blocks_over_devices_train_as_one_by_one_on_one(fsdp):
+    """Oracle: one device and the sequential pass; the order of sums differs, 1e-7 a step."""
+    plain = dataclasses.replace(CONFIG, rule=DirectFeedbackAlignment())
+    alone = losses(plain, small.mesh())
+    assert alone.std() > 1e-4  # it moves
+    over = small.mesh(4, 2, fsdp=fsdp, layers=True)
+    np.testing.assert_allclose(losses(CONFIG, over), alone, rtol=1e-5)
+
+
+REFUSED = {
+    "a rule without it": (
+        {"layer_axis": 2, "rule": Backprop()},
+        "layer_axis is 2 and rule backprop has no layer-parallel",
+    ),
+    "the layers": ({"layer_axis": 8}, "layer_axis is 8, which does not divide the 2 layers of"),
+    "the devices": ({"layer_axis": 3}, "layer_axis is 3, which does not divide the 8 devices"),
+    "width as well": (
+        {"layer_axis": 2, "model_axis": 2},
+        "model_axis is 2 and layer_axis is 2; expected one of them to be 1",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refusals(case):
+    """Oracle: the contract. One line that names the value and the remedy, before any work."""
+    changes, message = REFUSED[case]
+    with pytest.raises(InputError, match=message):
+        fit(dataclasses.replace(CONFIG, **changes), progress=False)
