@@ -17,13 +17,14 @@ from tests.train import small
 
 STEPS = 20
 SOURCE = MarkovData(num_symbols=8, context=8, num_train=512, num_test=64)
-CONFIG = small.config(
+PLAIN = small.config(
+    "direct_feedback_alignment",
     data=SOURCE,
     model=Transformer(8, 2, 16, 2, context=8, scan=True),
     sites=("blocks",),
-    rule=DirectFeedbackAlignment(backward="layer_parallel"),
     optimizer=Optimizer("sgd", 0.02),
 )
+CONFIG = dataclasses.replace(PLAIN, rule=DirectFeedbackAlignment(backward="layer_parallel"))
 
 
 def losses(config, mesh):
@@ -42,8 +43,7 @@ def losses(config, mesh):
 @pytest.mark.parametrize("fsdp", [False, True])
 def test_blocks_over_devices_train_as_one_by_one_on_one(fsdp):
     """Oracle: one device and the sequential pass; the order of sums differs, 1e-7 a step."""
-    plain = dataclasses.replace(CONFIG, rule=DirectFeedbackAlignment())
-    alone = losses(plain, small.mesh())
+    alone = losses(PLAIN, small.mesh())
     assert alone.std() > 1e-4  # it moves
     over = small.mesh(4, 2, fsdp=fsdp, layers=True)
     np.testing.assert_allclose(losses(CONFIG, over), alone, rtol=1e-5)
