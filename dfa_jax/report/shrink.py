@@ -86,6 +86,7 @@ def _shrink_text(config: TrainConfig) -> TrainConfig:
         model=model,
         model_axis=min(config.model_axis, 2),
         layer_axis=1,
+        examples_at_once=min(config.examples_at_once, 4),
         batch_size=8,
         num_epochs=1,
         num_tokens=512,

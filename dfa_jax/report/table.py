@@ -201,16 +201,17 @@ def grid(table: Sequence[Row]) -> list[tuple[str, ...]]:
 
 def markdown(recipe: Recipe, records: Sequence[RunRecord]) -> str:
     """The table as Markdown, with its caption, and that of the orders if there are any."""
-    parts = [f"# {recipe.title}", _lines(grid(rows(recipe, records))), caption(recipe)]
+    parts = [f"# {recipe.title}", lines(grid(rows(recipe, records))), caption(recipe)]
     if found := orders(recipe, records):
-        parts += [_lines([ORDER_HEADINGS, *map(order_cells, found)]), ON_ORDERS]
+        parts += [lines([ORDER_HEADINGS, *map(order_cells, found)]), ON_ORDERS]
     return "\n\n".join(parts) + "\n"
 
 
-def _lines(cells: Sequence[tuple[str, ...]]) -> str:
-    headings, *lines = ["| " + " | ".join(line) + " |" for line in cells]
+def lines(cells: Sequence[tuple[str, ...]]) -> str:
+    """Rows of Markdown, headings first."""
+    headings, *below = ["| " + " | ".join(line) + " |" for line in cells]
     rule = "| --- |" + " ---: |" * (headings.count("|") - 2)
-    return "\n".join([headings, rule, *lines])
+    return "\n".join([headings, rule, *below])
 
 
 def caption(recipe: Recipe) -> str:

@@ -44,6 +44,9 @@ class TrainConfig:
         readout: the classifier beside a contrastive run.
         optimizer: how gradients move parameters.
         batch_size: examples a step, over all devices.
+        examples_at_once: most examples that a device computes at once: the gradients of parts of a
+            batch are added up, in less memory; 0 for the whole batch. A rule that draws noise draws
+            it for each part.
         num_epochs: passes over the training set.
         num_tokens: of text to train on, in place of `num_epochs`; 0 for that.
         eval_every: epochs between evaluations (and checkpoints).
@@ -73,6 +76,7 @@ class TrainConfig:
     readout: OnlineReadout = OnlineReadout()
     optimizer: Optimizer = Optimizer()
     batch_size: int = 128
+    examples_at_once: int = 0
     num_epochs: float = 10.0
     num_tokens: int = 0
     eval_every: float = 1.0
@@ -101,6 +105,7 @@ class TrainConfig:
             )
         for name in (
             "alignment_examples",
+            "examples_at_once",
             "log_evaluations",
             "seed",
             "feedback_seed",
@@ -133,6 +138,11 @@ class TrainConfig:
                 )
         if not self.is_contrastive:
             return
+        if self.examples_at_once:
+            raise InputError(
+                f"examples_at_once is {self.examples_at_once}, and loss '{self.loss}' compares the"
+                " images of a whole batch; set it to 0, or choose another loss"
+            )
         for name in ("batch_size", "alignment_examples"):
             if getattr(self, name) == 1:
                 raise InputError(

@@ -33,6 +33,7 @@ class Program:
         optimizer: how gradients move parameters.
         num_steps: of the whole run, for the schedule.
         mesh: the devices.
+        num_parts: of a batch, whose gradients are computed one after the other.
         views: what is done to every batch, if anything.
         readout: the classifier of a contrastive run's features.
     """
@@ -43,6 +44,7 @@ class Program:
     optimizer: Optimizer
     num_steps: int
     mesh: Mesh
+    num_parts: int = 1
     views: Views | None = None
     readout: Readout | None = None
 
@@ -53,6 +55,7 @@ class Program:
             **self.initial_parts,
             "loss_fn": LOSSES[self.loss],
             "views": self.views,
+            "num_parts": self.num_parts,
         }
 
     @property
@@ -84,8 +87,23 @@ def make_program(
         _check_layers(config, model)
     readout = _readout(config, dataset) if config.is_contrastive else None
     return Program(
-        model, config.rule, config.loss, config.optimizer, num_steps, mesh, views, readout
+        model,
+        config.rule,
+        config.loss,
+        config.optimizer,
+        num_steps,
+        mesh,
+        _num_parts(config, mesh),
+        views,
+        readout,
     )
+
+
+def _num_parts(config: TrainConfig, mesh: Mesh) -> int:
+    """The fewest equal parts of a device's examples that are no larger than is allowed."""
+    own = config.batch_size // sharding.batch_shards(mesh)
+    most = config.examples_at_once or own
+    return next(parts for parts in range(1, own + 1) if own % parts == 0 and own // parts <= most)
 
 
 def _check_layers(config: TrainConfig, model: Model) -> None:

@@ -14,6 +14,7 @@ from dfa_jax.models import MLP, from_linen
 from dfa_jax.optim import Optimizer
 from dfa_jax.rules import RULES, Backprop, GradEstimate, Shallow
 from dfa_jax.train import init_state, loop, train_step
+from dfa_jax.train import program as program_of
 from dfa_jax.types import Batch
 from tests import helpers
 from tests.train import small
@@ -250,3 +251,48 @@ def test_a_run_slows_its_models_readout():
         factor = 0.5 if module == "readout" else 1.0
         expected = jax.tree.map(lambda leaf, factor=factor: factor * leaf, whole)
         helpers.assert_close(moved[1][module], expected, 1e-4)  # differences of rounded weights
+
+
+@pytest.mark.parametrize("rule", ["direct_feedback_alignment", "kolen_pollack"])
+def test_a_batch_in_parts_is_the_batch(rule):
+    """Exact equivalence, where nothing is drawn: the mean of equal parts' mean gradients is that of
+    the batch. Three steps, so that a state that a part has spoilt would show; and less memory."""
+    whole = small.program(small.config(rule), small.mesh())
+    parted = dataclasses.replace(whole, num_parts=4)
+    rows, data = small.order(3), small.data(whole.mesh)
+    expected, wanted = loop.run_steps(small.state(whole), data, rows, 3, program=whole)
+    found, noted = loop.run_steps(small.state(whole), data, rows, 3, program=parted)
+    helpers.assert_close(found.params, expected.params, 1e-5)
+    helpers.assert_close(noted, wanted, 1e-5)
+
+
+def test_parts_draw_noise_of_their_own():
+    """Oracle: the mean of the parts' estimates, each written out with its rows and its key."""
+    rule, batch = RULES["weight_forward_gradient"](), helpers.images(0, 12, (5,), 3)
+    model, tx = from_linen(MLP((6,), 3), "layer_0", batch.inputs), optax.sgd(1.0)
+    state = init_state(jax.random.key(0), batch, model=model, rule=rule, tx=tx)
+    key = jax.random.fold_in(state.key, 0)
+
+    def part(i):
+        rows = Batch(*(a[i::3] for a in batch))
+        own = jax.random.fold_in(key, i)
+        return rule.estimate(own, model, helpers.LOSS, state.params, state.rule_state, rows).grads
+
+    mean = jax.tree.map(lambda *a: sum(a) / 3, *map(jax.jit(part, static_argnums=0), range(3)))
+    step = jax.jit(
+        lambda: train_step(
+            state, batch, model=model, rule=rule, loss_fn=helpers.LOSS, tx=tx, num_parts=3
+        )
+    )
+    moved = jax.tree.map(jnp.subtract, state.params, step()[0].params)
+    helpers.assert_close(moved, mean, 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("devices", "most", "parts"), [(1, 0, 1), (1, 16, 1), (1, 7, 4), (2, 4, 2), (8, 1, 2)]
+)
+def test_how_many_parts(devices, most, parts):
+    """Oracle: by hand. 16 examples: the fewest equal parts of a device's share, none above most."""
+    config = small.config(examples_at_once=most)
+    made = program_of.make_program(config, small.DIGITS.load(), 4, devices=jax.devices()[:devices])
+    assert made.num_parts == parts

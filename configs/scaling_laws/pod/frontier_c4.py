@@ -22,7 +22,8 @@ are not known to us. Post-LN as in `scaling_laws/frontier`, for `scaling_laws/la
 On a slice of several hosts, `scripts/train.py` trains one run at a time (docs/pods.md); a worker of
 `scripts/sweep.py` is one process with chips of its own, and does not join such hosts. The training
 tokens, 28 x 2^30 of them in 60 GB, are packed once and streamed (docs/data.md). A step's batch must
-divide by the slice's chips over `model_axis`: 256 chips fit as they are; on others change `SIZES`.
+divide by the slice's chips over `model_axis`, which it does on 16 to 256 of them; a chip computes
+four windows at once, and adds up.
 """
 
 import functools
@@ -75,6 +76,7 @@ SIZES = (
     Size(24, 2048, 512, 4),
 )
 REMAT_FROM = 16  # blocks
+WINDOWS_AT_ONCE = 8  # a chip
 
 
 def config(size: Size, rule: LearningRule, data: TextData, most_tokens: float) -> TrainConfig:
@@ -106,6 +108,7 @@ def config(size: Size, rule: LearningRule, data: TextData, most_tokens: float) -
         rule=rule,
         optimizer=optimizer,
         batch_size=size.batch_size,
+        examples_at_once=WINDOWS_AT_ONCE,
         num_tokens=num_tokens,
         log_evaluations=24,
         decay_fraction=0.1,

@@ -1,4 +1,4 @@
-"""Training with the blocks of the backward pass split over devices."""
+"""A step spread over devices by the blocks of its backward pass, and over time by parts of the batch."""
 
 import dataclasses
 
@@ -27,11 +27,13 @@ PLAIN = small.config(
 CONFIG = dataclasses.replace(PLAIN, rule=DirectFeedbackAlignment(backward="layer_parallel"))
 
 
-def losses(config, mesh):
+def losses(config, mesh, num_parts=1):
     """Training losses of 20 steps."""
     train = Batch(*(a[:64] for a in SOURCE.load().train))
     model = from_linen(config.model, config.sites, train.inputs[:16])
-    program = loop.Program(model, config.rule, config.loss, config.optimizer, STEPS, mesh)
+    program = loop.Program(
+        model, config.rule, config.loss, config.optimizer, STEPS, mesh, num_parts
+    )
     placed = jax.device_put(train, sharding.replicated(mesh))
     first = jax.tree.map(lambda a: a[:16], placed)
     state = loop.draw_state(jax.random.key(0), None, first, program=program)
@@ -47,6 +49,15 @@ def test_blocks_over_devices_train_as_one_by_one_on_one(fsdp):
     assert alone.std() > 1e-4  # it moves
     over = small.mesh(4, 2, fsdp=fsdp, layers=True)
     np.testing.assert_allclose(losses(CONFIG, over), alone, rtol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", [(4, 2), (8, 1)])
+def test_parts_of_a_batch_on_a_mesh(shape):
+    """Oracle: one device and the whole batch at once."""
+    mesh = small.mesh(*shape, fsdp=shape == (8, 1))
+    in_parts = losses(PLAIN, mesh, num_parts=2)
+    np.testing.assert_allclose(in_parts, losses(PLAIN, small.mesh()), rtol=1e-5)
 
 
 REFUSED = {
