@@ -27,7 +27,12 @@ def main(arguments: list[str]) -> None:
     misfits = []
     for name in select("variant", options.only, configs):
         config = parse_config(configs[name], changes)
-        report = pod.compile_for(config, options.topology)
+        try:
+            report = pod.compile_for(config, options.topology)
+        except pod.DoesNotFitError as error:
+            print(f"{name} {' '.join(changes)}\n{error}\n", flush=True)
+            misfits.append(name)
+            continue
         print(f"{name} {' '.join(changes)}\n{report}\n", flush=True)
         if options.output:
             write(options.output, options.recipe, name, " ".join(changes), report)

@@ -31,6 +31,10 @@ POD_CHIPS = {"v4": 4096, "v5e": 256, "v5p": 8960, "v6e": 256}
 _STEPS = 2  # of a dispatch; they are taken one by one, so that their number costs input alone
 
 
+class DoesNotFitError(InputError):
+    """The compiler gave up: a device's memory is not enough."""
+
+
 class Traffic(NamedTuple):
     """Operations between devices in one step, of one kind: how many, and what a device receives."""
 
@@ -94,8 +98,10 @@ def compile_for(config: TrainConfig, topology: str) -> PodReport:
         topology: a kind of chip and the slice's shape, as `v5e:16x16`.
 
     Raises:
-        InputError: `libtpu` is missing, the topology is unknown, or the configuration does not fit
-            its devices.
+        InputError: `libtpu` is missing, the topology is unknown, or the configuration cannot be
+            split over its devices.
+        DoesNotFitError: the compiler finds no program in the memory that there is; one that it
+            finds may still need more than a device has, as the report says then.
     """
     dataset = _dataset(config)
     program = make_program(config, dataset, 1000, devices=slice_devices(topology))
@@ -112,7 +118,12 @@ def compile_for(config: TrainConfig, topology: str) -> PodReport:
     )
     factors = jax.ShapeDtypeStruct((_STEPS,), np.float32)
     lowered = compiled.run_steps.lower(state, data, None, _STEPS, factors, program=program)
-    done = lowered.compile()
+    try:
+        done = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise DoesNotFitError(f"{topology}: DOES NOT FIT ({reason(error, 200)})") from None
     memory: Any = done.memory_analysis()
     flops = checks.matmul_flops(
         jax.make_jaxpr(lambda s, b: compiled.train_step(s, b, **program.parts))(state, batch)

@@ -76,7 +76,7 @@ SIZES = (
     Size(24, 2048, 512, 4),
 )
 REMAT_FROM = 16  # blocks
-WINDOWS_AT_ONCE = 8  # a chip
+WINDOWS_AT_ONCE = 4  # a chip
 
 
 def config(size: Size, rule: LearningRule, data: TextData, most_tokens: float) -> TrainConfig:
