@@ -75,8 +75,8 @@ RUNS = Recipe(
 @functools.cache
 def chance() -> float:
     """What the source's own probabilities lose on the test text, less the entropy."""
-    test = SOURCE.load().test
-    own = -np.log(SOURCE.transition[test.inputs, test.targets])  # [windows, time]
+    inputs, targets = (np.asarray(tokens) for tokens in SOURCE.load().test)
+    own = -np.log(SOURCE.transition[inputs, targets])  # [windows, time]
     return float(own.mean()) - SOURCE.optimal_loss
 
 

@@ -55,9 +55,9 @@ class Compiled:
 
 def parse(fields: Any) -> Compiled:
     """A report from its fields, as JSON has them."""
-    *plain, traffic = fields["report"]
-    found = {kind: Traffic(*one) for kind, one in traffic.items()}
-    return Compiled(**fields | {"report": PodReport(*plain, found)})
+    report = PodReport(*fields["report"])
+    traffic = {kind: Traffic(*one) for kind, one in report.traffic.items()}
+    return Compiled(**fields | {"report": report._replace(traffic=traffic)})
 
 
 def keep(path: pathlib.Path, report: Compiled) -> list[Compiled]:
