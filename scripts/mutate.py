@@ -393,13 +393,13 @@ SABOTAGES = {
     ),
     "take a damaged checkpoint": Sabotage(
         "train/checkpoint.py",
-        "if not np.array_equal(written, digest(state)):",
+        "if not np.array_equal(found.digest, digest(found.state)):",
         "if False:",
         "tests/train/test_resume.py::test_newest_good_checkpoint_is_taken[altered]",
     ),
     "take another run's checkpoint": Sabotage(
         "train/checkpoint.py",
-        "        if other:\n",
+        "        if found.other:\n",
         "        if False:\n",
         "tests/train/test_resume.py::test_newest_good_checkpoint_is_taken[foreign]",
     ),
@@ -423,9 +423,9 @@ SABOTAGES = {
     ),
     "every process writes records": Sabotage(
         "train/run.py",
-        "if hosts.is_first():\n            writer",
-        "if True:\n            writer",
-        'tests/train/test_hosts.py::test_processes_do_not_matter[2-4] -m "slow or not slow"',
+        "return hosts.from_first(attempt)",
+        "return attempt()",
+        'tests/train/test_hosts.py::test_another_number_of_processes_goes_on -m "slow or not slow"',
     ),
     "processes may disagree": Sabotage(
         "train/hosts.py",
@@ -465,6 +465,36 @@ SABOTAGES = {
     ),
     "count examples without an error": Sabotage(
         "metrics.py", "& (jnp.abs(delta).max(-1) > 0)", "", "tests/test_metrics.py"
+    ),
+    "the first layer's error from the last": Sabotage(
+        "autodiff/layers.py",
+        'last = 0 if options["reverse"] else -1',
+        "last = -1",
+        "tests/autodiff/test_layers.py::test_at_once_is_one_by_one[macro]",
+    ),
+    "blocks that wait at once": Sabotage(
+        "autodiff/layers.py",
+        "return not any(atom is carry for atom in read for carry in carries)",
+        "return True",
+        "tests/autodiff/test_layers.py::test_no_stack_of_cut_blocks",
+    ),
+    "layers split over nothing": Sabotage(
+        "autodiff/layers.py",
+        "if LAYER_AXIS not in mesh.axis_names:",
+        "if True:",
+        "tests/autodiff/test_layers.py::test_collectives_over_a_layer_axis",
+    ),
+    "add parts up": Sabotage(
+        "train/step.py",
+        "return rule_state, jax.tree.map(lambda a: a / num_parts, total)",
+        "return rule_state, total",
+        "tests/train/test_step.py -k in_parts_is",
+    ),
+    "one noise for all parts": Sabotage(
+        "train/step.py",
+        "estimate(jax.random.fold_in(key, part[0]), rule_state, part[1])",
+        "estimate(key, rule_state, part[1])",
+        "tests/train/test_step.py -k parts_draw",
     ),
 }
 
