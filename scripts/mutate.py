@@ -425,7 +425,7 @@ SABOTAGES = {
         "train/run.py",
         "return hosts.from_first(attempt)",
         "return attempt()",
-        'tests/train/test_hosts.py::test_another_number_of_processes_goes_on -m "slow or not slow"',
+        'tests/train/test_hosts.py::test_processes_do_not_matter -m "slow or not slow"',
     ),
     "processes may disagree": Sabotage(
         "train/hosts.py",
