@@ -32,8 +32,8 @@ def plan(recipe: Recipe) -> list[Planned]:
 
 
 def changes(config: TrainConfig, record: RunRecord) -> list[str]:
-    """The settings in which a recorded run differs from a configuration; its seed is not one."""
-    return configs.changes(record.config, dataclasses.replace(config, seed=record.seed))
+    """The settings in which a recorded run differs; its seed is none, nor is its mesh."""
+    return configs.run_changes(record.config, dataclasses.replace(config, seed=record.seed))
 
 
 def outdated(recipe: Recipe, records: Sequence[RunRecord]) -> list[RunRecord]:

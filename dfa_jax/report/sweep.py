@@ -30,7 +30,7 @@ from dfa_jax.errors import DivergedError, InputError
 from dfa_jax.report import plan, tuning
 from dfa_jax.report.recipe import Recipe
 from dfa_jax.report.run import diverged, located
-from dfa_jax.train.config import TrainConfig, changes, to_dict
+from dfa_jax.train.config import TrainConfig, run_changes, to_dict
 from dfa_jax.train.directory import RunDirectory, check_path
 from dfa_jax.train.loop import differences, fit_together
 from dfa_jax.train.records import RunRecord
@@ -137,7 +137,7 @@ def _differences(held: dict, recipe: Recipe) -> list[str]:
     return [
         f"{label}.{change}"
         for label, config in recipe.variants.items()
-        for change in changes(held["variants"][label], config)
+        for change in run_changes(held["variants"][label], config)
     ]
 
 

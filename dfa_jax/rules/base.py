@@ -102,15 +102,7 @@ class LearningRule(abc.ABC):
 
 @dataclasses.dataclass(frozen=True)
 class SiteRule(LearningRule):
-    """A rule that sends each site an error made from the output error, activities and targets.
-
-    Attributes:
-        backward: the local VJPs of the blocks of a scanned stack one by one (`sequential`), or all
-            of them at once (`layer_parallel`): the same gradients to rounding. See
-            `autodiff.layers`.
-    """
-
-    backward: sites.Backward = dataclasses.field(default="sequential", kw_only=True)
+    """A rule that sends each site an error made from the output error, activities and targets."""
 
     @abc.abstractmethod
     def send(
@@ -137,6 +129,11 @@ class SiteRule(LearningRule):
     def tap(self) -> sites.ErrorTap:
         """Where the output error is read."""
         return "logits"
+
+    @property
+    def order(self) -> sites.Backward:
+        """In which order the local VJPs of a scanned stack are computed."""
+        return "sequential"
 
     def estimate(self, key, model, loss_fn, params, rule_state, batch) -> GradEstimate:
         """One cut forward pass, one error per site, local VJPs."""
@@ -165,7 +162,7 @@ class SiteRule(LearningRule):
             send,
             key=forward_key,
             error_tap=self.tap,
-            backward=self.backward,
+            backward=self.order,
         )
 
 

@@ -40,6 +40,8 @@ class DirectFeedbackAlignment(SiteRule):
         error_encoding: `c(e)`: `full` e, its `sign`, or `ternary`: the sign where an example's
             |e| exceeds `ternary_threshold`, else 0.
         ternary_threshold: in units of the loss per output, before the mean over examples.
+        backward: the local VJPs of a scanned stack's blocks one by one (`sequential`), or all of
+            them at once (`layer_parallel`): the same gradients to rounding. See `autodiff.layers`.
 
     Sources: Nøkland (2016), arXiv 1609.01596; shared feedback and the last-hidden tap: Launay et
     al. (2020), arXiv 2006.12878.
@@ -53,6 +55,7 @@ class DirectFeedbackAlignment(SiteRule):
     error_tap: sites.ErrorTap = "logits"
     error_encoding: ErrorEncoding = "full"
     ternary_threshold: float = 0.1
+    backward: sites.Backward = "sequential"
 
     def __post_init__(self):
         super().__post_init__()
@@ -64,6 +67,11 @@ class DirectFeedbackAlignment(SiteRule):
     def tap(self) -> sites.ErrorTap:
         """Where the output error is read."""
         return self.error_tap
+
+    @property
+    def order(self) -> sites.Backward:
+        """Of the local VJPs."""
+        return self.backward
 
     def init(self, key, model, params, batch) -> tuple[Params, RuleState]:
         """Draws the feedback, `{site: B_l}` or `{"shared": B}`, or keeps its key."""

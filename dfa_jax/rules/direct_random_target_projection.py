@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from dfa_jax.autodiff import sites
 from dfa_jax.errors import InputError
 from dfa_jax.rules import draw
 from dfa_jax.rules.base import SiteRule
@@ -23,6 +24,7 @@ class DirectRandomTargetProjection(SiteRule):
         feedback_scale: multiplies `B_l`.
         feedback_sharing: as in direct feedback alignment.
         feedback_storage: as in direct feedback alignment.
+        backward: as in direct feedback alignment.
 
     Source: Frenkel, Lefebvre and Bol (2021), arXiv 1909.01311.
     """
@@ -32,6 +34,7 @@ class DirectRandomTargetProjection(SiteRule):
     feedback_scale: float = 1.0
     feedback_sharing: draw.Sharing = "per_site"
     feedback_storage: draw.Storage = "stored"
+    backward: sites.Backward = "sequential"
 
     def __post_init__(self):
         super().__post_init__()
@@ -45,6 +48,11 @@ class DirectRandomTargetProjection(SiteRule):
                 f" {jnp.result_type(batch.targets)}. Use another rule for regression"
             )
         return params, self._feedback.init(key, model, params, batch)
+
+    @property
+    def order(self) -> sites.Backward:
+        """Of the local VJPs."""
+        return self.backward
 
     @property
     def _feedback(self) -> draw.DirectFeedback:

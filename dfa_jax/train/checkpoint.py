@@ -15,7 +15,7 @@ from jaxtyping import Array, UInt32
 
 from dfa_jax.errors import InputError, reason
 from dfa_jax.train import hosts
-from dfa_jax.train.config import TrainConfig, changes, to_dict
+from dfa_jax.train.config import TrainConfig, run_changes, to_dict
 from dfa_jax.train.state import TrainState
 
 
@@ -138,7 +138,7 @@ class Checkpoints:
         with ocp.Checkpointer(handler, multiprocessing_options=alone) as reader:
             restored = reader.restore(folder, args=arguments)
         state, notes = TrainState(**restored["state"]), restored["notes"]
-        other = changes(notes["config"], self._config)
+        other = run_changes(notes["config"], self._config)
         return _Found(state, Progress(**notes["progress"]), notes["digest"], other)
 
     def set_aside(self, step: int) -> pathlib.Path:

@@ -262,6 +262,19 @@ def changes(stored: Mapping[str, Any], config: Any) -> list[str]:
     ]
 
 
+PLACEMENT = ("fsdp", "model_axis", "layer_axis")
+"""Settings that say where a run is computed, and change nothing but the order of sums."""
+
+
+def run_changes(stored: Mapping[str, Any], config: Any) -> list[str]:
+    """As `changes`, but for `PLACEMENT`: a run goes on under another mesh.
+
+    >>> run_changes(to_dict(TrainConfig()), TrainConfig(seed=1, model_axis=2))
+    ['seed: 0 -> 1']
+    """
+    return [one for one in changes(stored, config) if one.partition(":")[0] not in PLACEMENT]
+
+
 def _defaults(config: Any, prefix: str = "") -> dict[str, Any]:
     """The defaults of a configuration's fields by dotted name; those of its parts' own classes."""
     found = {}

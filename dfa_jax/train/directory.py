@@ -99,7 +99,7 @@ class RunDirectory:
             raise InputError(
                 f"{self.path / _CONFIG} is damaged ({error}); start again with --overwrite"
             ) from error
-        if found := configs.changes(stored, config):
+        if found := configs.run_changes(stored, config):
             raise InputError(
                 f"{self.path} holds a run with another configuration ({found[0]}); give the same"
                 " one, or choose another folder"

@@ -170,9 +170,9 @@ def test_a_plain_step_is_the_program_that_it_was():
         found = of.rule.estimate(
             key, of.model, parts["loss_fn"], state.params, state.rule_state, batch
         )
+        right = (found.outputs.argmax(-1) == batch.targets).mean()
         updates, opt_state = parts["tx"].update(found.grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        right = (found.outputs.argmax(-1) == batch.targets).mean()
         state = state._replace(
             step=state.step + 1, params=params, rule_state=found.rule_state, opt_state=opt_state
         )

@@ -123,6 +123,11 @@ def test_resume_with_another_configuration_names_the_field(run, changes, message
     assert_refused(run, message, dataclasses.replace(CONFIG, **changes), resume=True)
 
 
+def test_a_run_goes_on_under_another_mesh(run):
+    """Documented contract: where a run is computed is no part of what it is."""
+    claim(run, dataclasses.replace(CONFIG, fsdp=True, model_axis=2, layer_axis=2), resume=True)
+
+
 def test_a_setting_younger_than_the_run_had_its_default(run):
     """Closed form: a run stored before a setting existed is the same run at that setting's default.
 

@@ -380,3 +380,17 @@ def test_checkpoint_goes_on_on_another_mesh(tmp_path):
     assert int(moved.step) == 6
     helpers.assert_close(moved.params, stayed.params, 1e-6)
     helpers.assert_identical(moved.rule_state, stayed.rule_state)
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_under_another_mesh(tmp_path):
+    """Oracle: the run left alone on eight devices, up to the order of sums. Two thirds are computed
+    there, with the batch split; the rest with widths and the state split too."""
+    straight = fit(CONFIG, run_dir=tmp_path / "run", progress=False)
+    (tmp_path / "run" / "record.json").unlink()
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / str(LAST))
+    elsewhere = dataclasses.replace(CONFIG, fsdp=True, model_axis=2)
+    resumed = fit(elsewhere, run_dir=tmp_path / "run", resume=True, progress=False)
+    assert [one.step for one in resumed.record.curve] == [4, 8, 12]
+    assert resumed.record.curve[:2] == straight.record.curve[:2]
+    helpers.assert_close(small.plain(resumed.state), small.plain(straight.state), 1e-4)
