@@ -153,7 +153,11 @@ class Transformer(nn.Module):
             return embed.attend(x)  # in float32, as the table is
         init = nn.initializers.normal(options.std)
         unembed = nn.Dense(
-            self.num_outputs, use_bias=self.use_bias, kernel_init=init, name="unembed"
+            self.num_outputs,
+            use_bias=self.use_bias,
+            kernel_init=init,
+            dot_general=product,
+            name="unembed",
         )
         return unembed(x)
 
@@ -283,26 +287,28 @@ def product(
     dimension_numbers: Any,
     precision: Any = None,
 ) -> Float[Array, "*batch outputs"]:
-    """`x W`, for a map that narrows with the gradient of `W^T` in place of that of `W`.
-
-    They are the same numbers, but on a CPU XLA (jaxlib 0.10.2) takes half of the time for
-    `[outputs, batch] x [batch, inputs]` where there are fewer outputs than inputs.
-    """
-    if kernel.shape[0] <= kernel.shape[1]:
-        return jax.lax.dot_general(x, kernel, dimension_numbers, precision)
+    """`x W`, whose gradient by `W` is computed as that by its transpose; see `_turned`."""
+    del dimension_numbers  # of a dense layer
     return jax.lax.dot_general(x, _turned(kernel), (((x.ndim - 1,), (1,)), ((), ())), precision)
 
 
 @jax.custom_jvp
-def _turned(x: Float[Array, "m n"]) -> Float[Array, "n m"]:
-    """Its transpose, whose gradient is computed as such."""
-    return x.T
+def _turned(x: Float[Array, "*batch m n"]) -> Float[Array, "*batch n m"]:
+    """Its transpose, whose gradient is computed as such on a CPU.
+
+    Products over batch and time, and over time in attention, take half of the time there if their
+    result is not transposed at once (XLA of jaxlib 0.10.2 hands them to another library).
+    """
+    return x.swapaxes(-1, -2)
 
 
 @_turned.defjvp
 def _turned_jvp(primals, tangents):
-    # The barrier's transpose is a barrier: without it the compiler turns the product back.
-    return _turned(*primals), jax.lax.optimization_barrier(tangents[0].T)
+    # A barrier's transpose is a barrier: without it the compiler turns the product back.
+    turned = tangents[0].swapaxes(-1, -2)
+    return _turned(*primals), jax.lax.platform_dependent(
+        turned, cpu=jax.lax.optimization_barrier, default=lambda x: x
+    )
 
 
 def causal_attention(
@@ -326,7 +332,7 @@ def causal_attention(
     )
     if rotary:
         q, k = turned(q), turned(k)
-    scores = jnp.einsum("bhqd,bhkd->bhqk", q / math.sqrt(q.shape[-1]), k)
+    scores = jnp.einsum("bhqd,bhdk->bhqk", q / math.sqrt(q.shape[-1]), _turned(k))
     future = np.where(np.tri(time, dtype=bool), 0.0, -np.inf)
     scores = scores.astype(at_least_float32(scores)) + future.astype(np.float32)[None, None]
     # Softmax whose sum divides what is mixed, not the weights: a fifth off the time on a CPU.
