@@ -21,6 +21,7 @@ What the source's own probabilities lose on the test text differs from the entro
 difference is taken off every loss: a control variate, which leaves the expected loss as it is.
 """
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from typing import Any
@@ -75,7 +76,8 @@ RUNS = Recipe(
 @functools.cache
 def chance() -> float:
     """What the source's own probabilities lose on the test text, less the entropy."""
-    test: Any = SOURCE.load().test
+    few = dataclasses.replace(SOURCE, num_train=SOURCE.context)  # the test text is the same
+    test: Any = few.load().test
     own = -np.log(SOURCE.transition[test.inputs, test.targets])  # [windows, time]
     return float(own.mean()) - SOURCE.optimal_loss
 
@@ -119,7 +121,8 @@ def draw(held: Sequence[RunRecord], theme: Theme) -> Figure:
 def findings(held: Sequence[RunRecord]) -> Sequence[Finding]:
     """Floor and exponent against closed forms."""
     runs, entropy = curves(held), SOURCE.optimal_loss
-    floor, exponent = (fitted(runs)[name] for name in ("E", "alpha"))
+    intervals = fitted(runs)
+    floor, exponent = intervals["E"], intervals["alpha"]
     losses = np.array([run.loss for run in runs])
     return [
         Finding(
