@@ -25,7 +25,8 @@ CAPTION = (
     "Compiled ahead of time, and not run: the train step of one variant for a TPU slice. GB: at the"
     " worst moment, and of parameters, moments and feedback. FLOPs: of the step's matrix products,"
     " from the structure, over the devices; a rematerialised forward pass counts. Operations"
-    " between devices: in one step, loops' turns counted."
+    " between devices: in one step, loops' turns counted. What the devices of a layer axis all"
+    " compute, the forward pass, counts once."
 )
 
 
