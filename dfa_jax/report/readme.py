@@ -36,16 +36,16 @@ def fill(readme: pathlib.Path, results_dir: pathlib.Path) -> None:
 
 def section(results_dir: pathlib.Path) -> str:
     """A line for each recipe whose runs are all in, then some of the figures."""
-    lines = [_line(name, results_dir) for name in catalogue.names()]
-    if not any(lines):
+    lines = {name: _line(name, results_dir) for name in catalogue.names()}
+    if not any(lines.values()):
         return "None yet."
     heading = ("recipe", "what came out", "made of", "more")
-    rows = [heading, ("---",) * len(heading), *filter(None, lines)]
+    rows = [heading, ("---",) * len(heading), *filter(None, lines.values())]
     shown = "\n".join("| " + " | ".join(cells) + " |" for cells in rows)
     figures = [
         f"![{catalogue.load(name).title}]({(results_dir / name).as_posix()}/figure.png)"
         for name in FEATURED
-        if name in catalogue.names() and _line(name, results_dir)
+        if lines.get(name)
     ]
     return "\n\n".join([shown, *figures])
 

@@ -19,7 +19,7 @@ from tests.report import sweepers
 from tests.train import small
 from tests.train.test_resume import started
 
-KILLS = int(os.environ.get("DFA_JAX_TEST_KILLS", "6"))
+KILLS = int(os.environ.get("DFA_JAX_TEST_KILLS", "4"))
 UNTUNED = sweepers.recipe(tuning=None)
 
 

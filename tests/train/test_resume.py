@@ -90,7 +90,7 @@ def test_resume_of_a_killed_run_is_bit_identical(kill, rule):
     assert seconds == sorted(seconds)  # a resumed run's clock goes on where it stood
 
 
-KILLS = int(os.environ.get("DFA_JAX_TEST_KILLS", "3"))
+KILLS = int(os.environ.get("DFA_JAX_TEST_KILLS", "2"))
 
 
 @pytest.mark.slow
