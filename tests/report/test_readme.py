@@ -66,10 +66,9 @@ def test_committed_readme_shows_the_committed_tables():
 @pytest.fixture
 def optimised():
     """Fits of many bootstrap samples take half the time when they are compiled as for users."""
-    before = jax.config.jax_disable_most_optimizations
     jax.config.update("jax_disable_most_optimizations", False)
     yield
-    jax.config.update("jax_disable_most_optimizations", before)
+    jax.config.update("jax_disable_most_optimizations", True)  # as conftest.py has it
 
 
 @pytest.mark.slow
