@@ -57,8 +57,11 @@ def _evaluate(program: core.ClosedJaxpr, arguments: Sequence[Any]) -> list[Array
         return atom.val if isinstance(atom, core.Literal) else values[atom]
 
     for equation in program.jaxpr.eqns:
-        evaluate = _at_once if _is_independent(equation) else _as_written
-        found = evaluate(program, equation, [read(atom) for atom in equation.invars])
+        inputs = [read(atom) for atom in equation.invars]
+        if _is_independent(equation):
+            found = _at_once(equation.params, inputs)
+        else:
+            found = _as_written(program.jaxpr, equation, inputs)
         values |= dict(zip(equation.outvars, found, strict=True))
     return [read(atom) for atom in program.jaxpr.outvars]
 
@@ -73,27 +76,21 @@ def _is_independent(equation: core.JaxprEqn) -> bool:
     return not any(atom is carry for atom in read for carry in carries)
 
 
-def _as_written(
-    program: core.ClosedJaxpr, equation: core.JaxprEqn, inputs: Sequence[Any]
-) -> list[Array]:
-    """The equation's outputs."""
+def _as_written(program: core.Jaxpr, equation: core.JaxprEqn, inputs: Sequence[Any]) -> list[Array]:
+    """The outputs of an equation of the program."""
     given = {
         atom: value
         for atom, value in zip(equation.invars, inputs, strict=True)
         if not isinstance(atom, core.Literal)
     }
-    alone = program.jaxpr.replace(
+    alone = program.replace(
         constvars=[], invars=list(given), outvars=equation.outvars, eqns=[equation]
     )
     return core.jaxpr_as_fun(core.ClosedJaxpr(alone, []))(*given.values())
 
 
-def _at_once(
-    program: core.ClosedJaxpr, equation: core.JaxprEqn, inputs: Sequence[Any]
-) -> list[Array]:
-    """All steps of an independent loop; the last one's carry is the loop's."""
-    del program  # the loop is all there is to know
-    options = equation.params
+def _at_once(options: dict[str, Any], inputs: Sequence[Any]) -> list[Array]:
+    """All steps of an independent loop, by its equation's options; the last one's carry is its."""
     num_carry = options["num_carry"]
     first_row = options["num_consts"] + num_carry
     step = core.jaxpr_as_fun(options["jaxpr"])

@@ -68,18 +68,26 @@ class PodReport(NamedTuple):
         """Whether the device's memory is enough."""
         return self.peak_bytes <= self.chip_bytes
 
+    @property
+    def axes(self) -> str:
+        """The mesh, as `4 data x 4 model`."""
+        return " x ".join(f"{size} {name}" for name, size in self.mesh.items())
+
+    @property
+    def flops_a_device(self) -> float:
+        """Its share of the matrix products."""
+        return self.matmul_flops / math.prod(self.mesh.values())
+
     def __str__(self) -> str:
         """A few lines."""
-        axes = " x ".join(f"{size} {name}" for name, size in self.mesh.items())
         need, have, state = (
             f"{number / 1e9:.2f}" for number in (self.peak_bytes, self.chip_bytes, self.state_bytes)
         )
-        devices = math.prod(self.mesh.values())
         lines = [
-            f"{self.topology}, {axes}: {'fits' if self.fits else 'DOES NOT FIT'},"
+            f"{self.topology}, {self.axes}: {'fits' if self.fits else 'DOES NOT FIT'},"
             f" {need} of {have} GB a device (state {state})",
             f"matrix products: {self.matmul_flops:.3g} FLOPs a step,"
-            f" {self.matmul_flops / devices:.3g} a device",
+            f" {self.flops_a_device:.3g} a device",
         ]
         lines += [
             f"{kind}: {found.number} a step, {found.bytes / 1e6:.2f} MB a device"

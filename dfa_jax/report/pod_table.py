@@ -1,7 +1,6 @@
 """Compile reports on record: one JSON line a variant and slice, and the table made of them."""
 
 import dataclasses
-import math
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -63,8 +62,9 @@ def parse(fields: Any) -> Compiled:
 
 def keep(path: pathlib.Path, report: Compiled) -> list[Compiled]:
     """Puts the report in the file, in place of one of the same; all that are in it then."""
-    others = [one for one in records.read_lines(path, parse) if one.key != report.key]
-    if path.exists() and len(others) < len(records.read_lines(path, parse)):
+    held = records.read_lines(path, parse)
+    others = [one for one in held if one.key != report.key]
+    if len(others) < len(held):
         records.rewrite(path, others)
     records.append(path, report)
     return [*others, report]
@@ -79,7 +79,6 @@ def markdown(reports: Sequence[Compiled]) -> str:
 def cells(one: Compiled) -> tuple[str, ...]:
     """A row."""
     report = one.report
-    devices = math.prod(report.mesh.values())
     traffic = ", ".join(
         f"{found.number} {kind} ({found.bytes / 1e6:,.0f} MB)"
         for kind, found in report.traffic.items()
@@ -88,10 +87,10 @@ def cells(one: Compiled) -> tuple[str, ...]:
         f"{one.recipe.rpartition('/')[2]}, {one.variant}",
         one.changes,
         report.topology,
-        " x ".join(f"{size} {name}" for name, size in report.mesh.items()),
+        report.axes,
         "yes" if report.fits else "**no**",
         f"{report.peak_bytes / 1e9:.2f} of {report.chip_bytes / 1e9:.0f}",
         f"{report.state_bytes / 1e9:.2f}",
-        f"{report.matmul_flops / devices:.3g}",
+        f"{report.flops_a_device:.3g}",
         traffic or "none",
     )

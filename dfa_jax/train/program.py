@@ -15,6 +15,7 @@ from dfa_jax.losses import LOSSES
 from dfa_jax.models import Model, from_linen
 from dfa_jax.optim import Optimizer
 from dfa_jax.rules import LearningRule
+from dfa_jax.rules.base import SiteRule
 from dfa_jax.train import sharding
 from dfa_jax.train.config import TrainConfig, rule_name
 from dfa_jax.train.readout import Readout, place_readout
@@ -108,7 +109,7 @@ def _num_parts(config: TrainConfig, mesh: Mesh) -> int:
 
 def _check_layers(config: TrainConfig, model: Model) -> None:
     """Refuses a layer axis that nothing, or not all of a stack, can be split over."""
-    if getattr(config.rule, "backward", "") != "layer_parallel":
+    if not isinstance(config.rule, SiteRule) or config.rule.order != "layer_parallel":
         raise InputError(
             f"layer_axis is {config.layer_axis} and rule {rule_name(config.rule)} has no"
             " layer-parallel backward pass; set rule.backward=layer_parallel (rules that send an"

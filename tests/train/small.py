@@ -62,6 +62,18 @@ def order(num_steps: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 64, (num_steps, 16)).astype(np.int32)
 
 
+def losses(config: TrainConfig, on: Mesh, num_steps: int, num_parts: int = 1) -> np.ndarray:
+    """The training losses of the first steps, on 64 examples."""
+    train = jax.tree.map(lambda a: a[:64], config.data.load().train)
+    model = from_linen(config.model, config.sites, train.inputs[:16])
+    made = loop.Program(model, config.rule, config.loss, config.optimizer, num_steps, on, num_parts)
+    placed = jax.device_put(Batch(*train), sharding.replicated(on))
+    first = jax.tree.map(lambda a: a[:16], placed)
+    drawn = loop.draw_state(jax.random.key(0), None, first, program=made)
+    _, noted = loop.run_steps(drawn, placed, order(num_steps), num_steps, program=made)
+    return np.asarray(noted["loss"])
+
+
 def plain(state: TrainState) -> TrainState:
     """The state with its key as integers, so that every leaf can be compared."""
     return state._replace(key=jax.random.key_data(state.key))

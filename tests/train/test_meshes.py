@@ -6,16 +6,13 @@ gradient descent that grows to some 1e-6 of a loss, hence 1e-5.
 
 import functools
 
-import jax
 import numpy as np
 import pytest
 
 from dfa_jax.data import MarkovData
-from dfa_jax.models import MLP, ConvNet, LocalMixer, Transformer, from_linen
+from dfa_jax.models import MLP, ConvNet, LocalMixer, Transformer
 from dfa_jax.optim import Optimizer
 from dfa_jax.rules import RULES
-from dfa_jax.train import loop, sharding
-from dfa_jax.types import Batch
 from tests.train import small
 
 STEPS = 20
@@ -46,15 +43,7 @@ def losses(model, rule, mesh):
         sites=(sites,),
         optimizer=Optimizer("sgd", RATES.get(model, 0.05)),
     )
-    train = jax.tree.map(lambda a: a[:64], data.load().train)
-    example = jax.tree.map(lambda a: jax.ShapeDtypeStruct((16, *a.shape[1:]), a.dtype), train)
-    built = from_linen(module, sites, example.inputs)
-    program = loop.Program(built, config.rule, config.loss, config.optimizer, STEPS, mesh)
-    placed = jax.device_put(Batch(*train), sharding.replicated(mesh))
-    first = jax.tree.map(lambda a: a[:16], placed)
-    state = loop.draw_state(jax.random.key(0), None, first, program=program)
-    _, noted = loop.run_steps(state, placed, small.order(STEPS), STEPS, program=program)
-    return np.asarray(noted["loss"])
+    return small.losses(config, mesh, STEPS)
 
 
 @functools.cache

@@ -2,17 +2,15 @@
 
 import dataclasses
 
-import jax
 import numpy as np
 import pytest
 
 from dfa_jax.data import MarkovData
 from dfa_jax.errors import InputError
-from dfa_jax.models import Transformer, from_linen
+from dfa_jax.models import Transformer
 from dfa_jax.optim import Optimizer
 from dfa_jax.rules import Backprop, DirectFeedbackAlignment
-from dfa_jax.train import fit, loop, sharding
-from dfa_jax.types import Batch
+from dfa_jax.train import fit
 from tests.train import small
 
 STEPS = 20
@@ -27,28 +25,14 @@ PLAIN = small.config(
 CONFIG = dataclasses.replace(PLAIN, rule=DirectFeedbackAlignment(backward="layer_parallel"))
 
 
-def losses(config, mesh, num_parts=1):
-    """Training losses of 20 steps."""
-    train = Batch(*(a[:64] for a in SOURCE.load().train))
-    model = from_linen(config.model, config.sites, train.inputs[:16])
-    program = loop.Program(
-        model, config.rule, config.loss, config.optimizer, STEPS, mesh, num_parts
-    )
-    placed = jax.device_put(train, sharding.replicated(mesh))
-    first = jax.tree.map(lambda a: a[:16], placed)
-    state = loop.draw_state(jax.random.key(0), None, first, program=program)
-    _, noted = loop.run_steps(state, placed, small.order(STEPS), STEPS, program=program)
-    return np.asarray(noted["loss"])
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("fsdp", [False, True])
 def test_blocks_over_devices_train_as_one_by_one_on_one(fsdp):
     """Oracle: one device and the sequential pass; the order of sums differs, 1e-7 a step."""
-    alone = losses(PLAIN, small.mesh())
+    alone = small.losses(PLAIN, small.mesh(), STEPS)
     assert alone.std() > 1e-4  # it moves
     over = small.mesh(4, 2, fsdp=fsdp, layers=True)
-    np.testing.assert_allclose(losses(CONFIG, over), alone, rtol=1e-5)
+    np.testing.assert_allclose(small.losses(CONFIG, over, STEPS), alone, rtol=1e-5)
 
 
 @pytest.mark.slow
@@ -56,8 +40,8 @@ def test_blocks_over_devices_train_as_one_by_one_on_one(fsdp):
 def test_parts_of_a_batch_on_a_mesh(shape):
     """Oracle: one device and the whole batch at once."""
     mesh = small.mesh(*shape, fsdp=shape == (8, 1))
-    in_parts = losses(PLAIN, mesh, num_parts=2)
-    np.testing.assert_allclose(in_parts, losses(PLAIN, small.mesh()), rtol=1e-5)
+    in_parts = small.losses(PLAIN, mesh, STEPS, num_parts=2)
+    np.testing.assert_allclose(in_parts, small.losses(PLAIN, small.mesh(), STEPS), rtol=1e-5)
 
 
 REFUSED = {
