@@ -496,6 +496,37 @@ SABOTAGES = {
         "estimate(key, rule_state, part[1])",
         "tests/train/test_step.py -k parts_draw",
     ),
+    "another mesh is another run": Sabotage(
+        "train/config.py",
+        'PLACEMENT = ("fsdp", "model_axis", "layer_axis")',
+        "PLACEMENT = ()",
+        "tests/train/test_directory.py -k another_mesh",
+    ),
+    "a report beside its twin": Sabotage(
+        "report/pod_table.py",
+        "if len(others) < len(held):",
+        "if False:",
+        "tests/report/test_pod_table.py -k takes_the_place",
+    ),
+    "parts larger than allowed": Sabotage(
+        "train/program.py",
+        "if own % parts == 0 and own // parts <= most)",
+        "if own % parts == 0)",
+        "tests/train/test_step.py -k how_many",
+    ),
+    "a layer axis for any rule": Sabotage(
+        "train/program.py",
+        'if not isinstance(config.rule, SiteRule) or config.rule.order != "layer_parallel":',
+        "if False:",
+        "tests/train/test_spread.py -k refusals",
+    ),
+    "gather other parameters": Sabotage(
+        "train/sharding.py",
+        "return jax.lax.with_sharding_constraint(tree, shardings)",
+        "return jax.lax.with_sharding_constraint("
+        "jax.tree.map(lambda a: 1.01 * a, tree), shardings)",
+        'tests/train/test_layouts.py -k losses_of -m "slow or not slow"',
+    ),
 }
 
 
