@@ -9,6 +9,8 @@ from dfa_jax.train import interrupt
 from dfa_jax.train.cli import Parser, exit_on_bad_input
 from dfa_jax.train.process import prepare_process
 
+AGAIN = "the same command goes on"  # after a stop
+
 
 def main(arguments: list[str]) -> None:
     """Runs what is missing, then writes the report."""
@@ -56,5 +58,5 @@ def parser() -> Parser:
 
 
 if __name__ == "__main__":
-    with exit_on_bad_input("reproduce.py"), interrupt.listen("reproduce.py"):
+    with exit_on_bad_input("reproduce.py"), interrupt.listen("reproduce.py", AGAIN):
         main(sys.argv[1:])

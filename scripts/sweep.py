@@ -14,6 +14,8 @@ from dfa_jax.train import interrupt
 from dfa_jax.train.cli import Parser, exit_on_bad_input
 from dfa_jax.train.process import prepare_process
 
+AGAIN = "the same command goes on"  # after a stop
+
 
 def main(arguments: list[str]) -> None:
     """Works until no job is left and gathers what is done, or shows what there is to do."""
@@ -57,5 +59,5 @@ def parser() -> Parser:
 
 
 if __name__ == "__main__":
-    with exit_on_bad_input("sweep.py"), interrupt.listen("sweep.py"):
+    with exit_on_bad_input("sweep.py"), interrupt.listen("sweep.py", AGAIN):
         main(sys.argv[1:])

@@ -11,6 +11,8 @@ from dfa_jax.train.process import prepare_process
 
 USAGE = "python scripts/train.py RECIPE [options]"
 
+AGAIN = "go on with --resume"  # after a stop
+
 
 def main(arguments: list[str]) -> None:
     """Trains the recipe's configuration, with the command line's changes, in a run directory."""
@@ -45,5 +47,5 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    with exit_on_bad_input("train.py"), interrupt.listen("train.py"):
+    with exit_on_bad_input("train.py"), interrupt.listen("train.py", AGAIN):
         main(sys.argv[1:])

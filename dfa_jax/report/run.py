@@ -1,21 +1,32 @@
-"""Runs what a recipe's records lack, one appended record a run."""
+"""Runs what a recipe's records lack, one appended record a run.
 
+A run has a directory, `unfinished/` beside the records, until it is on record: stopped, it goes on
+from its last checkpoint.
+"""
+
+import contextlib
 import dataclasses
+import os
 import pathlib
+import shutil
 import statistics
 import time
 from collections.abc import Callable, Sequence
 
 import jax
 
-from dfa_jax.errors import DivergedError
+from dfa_jax.errors import DivergedError, InputError
 from dfa_jax.report import plan, tuning
 from dfa_jax.report.recipe import Recipe
 from dfa_jax.report.series import test_error
 from dfa_jax.report.text import duration
 from dfa_jax.train import loop, records
 from dfa_jax.train.config import TrainConfig, rule_name, to_dict
+from dfa_jax.train.directory import RunDirectory
 from dfa_jax.train.records import RunRecord
+
+UNFINISHED = "unfinished"
+"""The folder of runs that are not on record yet, beside the records."""
 
 
 def run(
@@ -26,20 +37,21 @@ def run(
     overwrite: bool = False,
     say: Callable[[str], None] = print,
 ) -> list[RunRecord]:
-    """Makes the runs that `path` does not hold yet; a stop loses at most the run in progress.
+    """Makes the runs that `path` does not hold yet, and goes on with one that was stopped.
 
     Args:
         recipe: what to run, as `catalogue.load` gives it.
         path: the records, JSON lines.
         data_dir: where data sets are, in place of the configurations' own.
-        overwrite: replace recorded runs whose configuration has changed, rather than refuse.
+        overwrite: replace runs whose configuration has changed, rather than refuse.
         say: receives one line a run.
 
     Returns:
         The recipe's records, old and new.
 
     Raises:
-        InputError: a recorded run has another configuration and `overwrite` is not set.
+        InputError: a recorded or unfinished run has another configuration and `overwrite` is not
+            set; another process makes it.
     """
     if recipe.tuning:
         recipe = tuned(recipe, path.with_name(tuning.FILE), data_dir, overwrite, say)
@@ -50,8 +62,9 @@ def run(
     todo = [one for one in plan.plan(recipe) if (one.variant, one.seed) not in done]
     total = len(plan.plan(recipe))
     for place, one in enumerate(todo):
-        record = train(recipe, one.variant, one.config, data_dir)
-        records.append(path, record)
+        folder = path.parent / UNFINISHED / "runs" / one.variant / f"seed_{one.seed}"
+        record = train(recipe, one.variant, one.config, folder, data_dir, overwrite)
+        keep(path, record, folder)
         held.append(record)
         left = duration(seconds_left(todo[place + 1 :], held))
         say(f"[{total - len(todo) + place + 1}/{total}] {describe(record)}; {left} left")
@@ -59,15 +72,42 @@ def run(
 
 
 def train(
-    recipe: Recipe, variant: str, config: TrainConfig, data_dir: pathlib.Path | None
+    recipe: Recipe,
+    variant: str,
+    config: TrainConfig,
+    folder: pathlib.Path,
+    data_dir: pathlib.Path | None,
+    overwrite: bool,
 ) -> RunRecord:
-    """One run of a recipe."""
-    result = loop.fit(located(config, data_dir), progress=False)
+    """One run of a recipe, or the rest of the one in its folder."""
+    config_here = located(config, data_dir)
+    again = overwrite and _is_other(folder, config_here)
+    result = loop.fit(
+        config_here, run_dir=folder, resume=not again, overwrite=again, progress=False
+    )
     # The recipe's configuration: where data lay is no part of a result.
     config_record = to_dict(config)
     return dataclasses.replace(
         result.record, recipe=recipe.name, variant=variant, config=config_record
     )
+
+
+def _is_other(folder: pathlib.Path, config: TrainConfig) -> bool:
+    """Whether there is a run of another configuration, or of a damaged one."""
+    try:
+        return bool(RunDirectory(folder).changes(config))
+    except FileNotFoundError:
+        return False
+    except InputError:
+        return True
+
+
+def keep(path: pathlib.Path, record: RunRecord, folder: pathlib.Path) -> None:
+    """Puts a run on record, which then needs its folder no more."""
+    records.append(path, record)
+    shutil.rmtree(folder, ignore_errors=True)
+    with contextlib.suppress(OSError):  # others are unfinished
+        os.removedirs(folder.parent)
 
 
 def tuned(
@@ -83,15 +123,16 @@ def tuned(
 
     def trial(label: str, config: TrainConfig) -> RunRecord:
         started = time.perf_counter()
+        folder = path.parent / UNFINISHED / "trials" / label
         try:
-            record = train(recipe, label, config, data_dir)
+            record = train(recipe, label, config, folder, data_dir, overwrite)
             score = tuning.score(config, record)
             shown = f"loss {score:.4f}" if is_text(record) else f"error {score:.2f} %"
             found = f"validation {shown}"
         except DivergedError:
             record = diverged(recipe, label, config, time.perf_counter() - started)
             found = "diverged"
-        records.append(path, record)
+        keep(path, record, folder)
         jax.clear_caches()  # see `sweep.work`; no later trial has this program
         say(f"{label}, rate {config.optimizer.learning_rate:g}: {found}")
         return record

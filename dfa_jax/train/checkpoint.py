@@ -101,7 +101,7 @@ class Checkpoints:
             kept = f"the checkpoint of step {self.steps[0]} is whole"
         return InputError(
             f"{what} cannot be written to {self._directory.parent} ({reason(error, 120)}); {kept}:"
-            " make room there, or let it be written to, and go on with --resume"
+            " make room there, or let it be written to, and go on from there"
         )
 
     def restore(self, like: Any, step: int) -> tuple[TrainState, Progress]:

@@ -1,11 +1,14 @@
 """A run's directory: its configuration, its curve, its checkpoints; never overwritten unasked."""
 
+import contextlib
 import dataclasses
 import json
 import os
 import pathlib
 import shutil
 from typing import Any
+
+import filelock
 
 from dfa_jax.errors import InputError
 from dfa_jax.train import config as configs
@@ -15,6 +18,7 @@ from dfa_jax.train.config import TrainConfig
 _CONFIG = "config.json"
 _CURVE = "curve.jsonl"
 _RECORD = "record.json"
+_LOCK = ".lock"
 
 
 class RunDirectory:
@@ -27,10 +31,12 @@ class RunDirectory:
     | `checkpoints/` | all the state, by Orbax |
     | `tensorboard/` | the same numbers as the curve, for TensorBoard |
     | `record.json` | the whole run, once it has ended |
+    | `.lock` | nothing; held by the process that has the run open |
     """
 
     def __init__(self, path: pathlib.Path):
         self.path = path
+        self._lock = filelock.FileLock(path / _LOCK)
         self.checkpoints = path / "checkpoints"
         self.tensorboard = path / "tensorboard"
 
@@ -38,18 +44,28 @@ class RunDirectory:
     def open(
         cls, path: pathlib.Path, config: TrainConfig, *, resume: bool, overwrite: bool
     ) -> "RunDirectory":
-        """Makes the directory, or takes up an existing one.
+        """Makes the directory, or takes up an existing one; no other process can, until `close`.
+
+        The system lets go of it when the process dies, however it dies.
 
         Raises:
             InputError: it exists and neither `resume` nor `overwrite` was asked for, or both were;
-                it holds something that is not a run; its run has another configuration; it cannot
-                be written to.
+                it holds something that is not a run; its run has another configuration; another
+                process has it open; it cannot be written to.
         """
         if resume and overwrite:
             raise InputError("--resume and --overwrite exclude each other; give one of them")
         directory = cls(path)
         try:
-            directory._claim(config, resume=resume, overwrite=overwrite)
+            directory._check(config, resume=resume, overwrite=overwrite)
+            path.mkdir(parents=True, exist_ok=True)
+            directory._acquire()
+            # Again, as somebody may have had it since; and a refusal leaves no lock behind.
+            directory._check(config, resume=resume, overwrite=overwrite)
+            if overwrite:
+                directory._clear()
+            # Written on resume too: a folder that cannot be written to is refused here, by name.
+            _write(path / _CONFIG, configs.to_dict(config))
         except OSError as error:
             raise InputError(
                 f"run directory {path} cannot be used ({error.strerror}); choose a folder that can"
@@ -57,29 +73,50 @@ class RunDirectory:
             ) from error
         return directory
 
-    def _claim(self, config: TrainConfig, *, resume: bool, overwrite: bool) -> None:
+    def close(self) -> None:
+        """Lets others open it."""
+        self._lock.release()
+
+    def _acquire(self) -> None:
+        try:
+            # On a file system without locks, nothing watches.
+            with contextlib.suppress(NotImplementedError):
+                self._lock.acquire(blocking=False)
+        except filelock.Timeout as error:
+            raise InputError(
+                f"run directory {self.path} is open in another process; wait until that has ended,"
+                f" or choose another folder (if its machine is gone, delete {self.path / _LOCK})"
+            ) from error
+
+    def _content(self) -> list[pathlib.Path]:
+        """All that is there, but for the lock."""
+        return [one for one in self.path.iterdir() if one.name != _LOCK]
+
+    def _clear(self) -> None:
+        for one in self._content():
+            shutil.rmtree(one) if one.is_dir() and not one.is_symlink() else one.unlink()
+
+    def _check(self, config: TrainConfig, *, resume: bool, overwrite: bool) -> None:
         check_path(self.path)
         if self.path.exists() and not self.path.is_dir():
             raise InputError(f"run directory {self.path} is a file; choose another path")
-        taken = self.path.exists() and any(self.path.iterdir())
-        if taken and not self._is_run():
+        if not self.path.exists() or not self._content():
+            return
+        if not self._is_run():
             raise InputError(
                 f"{self.path} exists and is not a run (it has no {_CONFIG} of one); choose another"
                 " folder, or remove it yourself"
             )
-        if taken and overwrite:
-            shutil.rmtree(self.path)
-            taken = False
-        if taken and not resume:
+        if not resume and not overwrite:
             raise InputError(
                 f"{self.path} holds a run already; add --resume to go on with it, --overwrite to"
                 " start again, or choose another folder"
             )
-        if taken:
-            self._check_same(config)
-        self.path.mkdir(parents=True, exist_ok=True)
-        # Written on resume too: a folder that cannot be written to is refused here, by name.
-        _write(self.path / _CONFIG, configs.to_dict(config))
+        if resume and (found := self.changes(config)):
+            raise InputError(
+                f"{self.path} holds a run with another configuration ({found[0]}); give the same"
+                " one, or choose another folder"
+            )
 
     def _is_run(self) -> bool:
         """Whether there is a configuration of ours, if damaged, and not another program's file."""
@@ -88,22 +125,22 @@ class RunDirectory:
         try:
             stored = json.loads((self.path / _CONFIG).read_text())
         except ValueError:
-            return True  # `_check_same` says that it is damaged
+            return True  # `changes` says that it is damaged
         return isinstance(stored, dict) and {"rule", "optimizer"} <= stored.keys()
 
-    def _check_same(self, config: TrainConfig) -> None:
-        """Refuses to go on with a run of another configuration."""
+    def changes(self, config: TrainConfig) -> list[str]:
+        """The settings in which the run that is there differs.
+
+        Raises:
+            InputError: its configuration is damaged.
+        """
         try:
             stored = json.loads((self.path / _CONFIG).read_text())
         except ValueError as error:
             raise InputError(
                 f"{self.path / _CONFIG} is damaged ({error}); start again with --overwrite"
             ) from error
-        if found := configs.run_changes(stored, config):
-            raise InputError(
-                f"{self.path} holds a run with another configuration ({found[0]}); give the same"
-                " one, or choose another folder"
-            )
+        return configs.run_changes(stored, config)
 
     def append(self, evaluation: records.Evaluation) -> None:
         """Adds a point to the curve."""

@@ -24,11 +24,12 @@ def requested() -> bool:
 
 
 @contextlib.contextmanager
-def listen(script: str) -> Iterator[None]:
+def listen(script: str, again: str) -> Iterator[None]:
     """Notes the first SIGTERM or SIGINT inside of the block; an `Interrupted` ends the process.
 
     It exits with 0 after SIGTERM, so that a scheduler takes the stop for what it is, and with 130
     after Ctrl-C; with 0 too where another process of the run got the signal, and this one none.
+    `again` says how to go on.
     """
 
     def note(number: int, frame: object) -> None:
@@ -42,7 +43,7 @@ def listen(script: str) -> Iterator[None]:
     try:
         yield
     except Interrupted as stop:
-        print(f"{script}: {stop}", file=sys.stderr)
+        print(f"{script}: {stop}; {again}", file=sys.stderr)
         raise SystemExit(_EXIT_CODES[_received[0]] if _received else 0) from None
     finally:
         for one, handler in before.items():

@@ -283,12 +283,12 @@ def _asked(run: Run, seconds: float) -> Array | np.ndarray:
 
 
 def _stop(runs: Sequence[Run]) -> NoReturn:
-    """Saves what is not saved yet, and says how to go on."""
+    """Saves what is not saved yet."""
     for run in runs:
         run.save()
     step, last = int(runs[0].state.step), runs[0].program.num_steps
-    rest = "go on with --resume" if runs[0].files else "nothing was kept of this run"
-    raise Interrupted(f"stopped after step {step} of {last}; {rest}")
+    kept = "the state is saved" if runs[0].files else "nothing was kept of this run"
+    raise Interrupted(f"stopped after step {step} of {last}; {kept}")
 
 
 def _dispatch(

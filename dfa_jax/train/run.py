@@ -80,7 +80,8 @@ class Files(NamedTuple):
         """
 
         def claim() -> None:
-            RunDirectory.open(path, config, resume=resume, overwrite=overwrite)
+            opened = RunDirectory.open(path, config, resume=resume, overwrite=overwrite)
+            stack.callback(opened.close)
 
         hosts.from_first(claim)
         hosts.check_shared(path)

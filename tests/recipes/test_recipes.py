@@ -62,11 +62,11 @@ def train_once(trained, monkeypatch):
     """
     fit = loop.fit
 
-    def remembering(config, *, progress):
+    def remembering(config, **options):
         estimator = getattr(config.rule, "estimator", None)
         kind = (type(config.model), type(config.rule), type(estimator), config.loss)
         if kind not in trained:
-            trained[kind] = fit(config, progress=progress)
+            trained[kind] = fit(config, **options)
         else:
             trace(config)
         return trained[kind]

@@ -21,10 +21,10 @@ def train_alike_once(trained, monkeypatch):
     """
     fit = loop.fit
 
-    def remembering(config, *, progress):
+    def remembering(config, **options):
         kind = plain(config)
         if kind not in trained:
-            trained[kind] = fit(config, progress=progress)
+            trained[kind] = fit(config, **options)
         return trained[kind]
 
     monkeypatch.setattr(loop, "fit", remembering)

@@ -56,7 +56,7 @@ def training(monkeypatch):
         return [result]
 
     monkeypatch.setattr(sweep, "fit_together", together)
-    monkeypatch.setattr(loop, "fit", lambda config, progress: made(config))
+    monkeypatch.setattr(loop, "fit", lambda config, **options: made(config))
 
 
 @pytest.fixture

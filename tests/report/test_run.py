@@ -1,15 +1,18 @@
 """What is run, what is skipped, and what a stop or a change leaves behind."""
 
 import dataclasses
+import os
+import signal
 
 import pytest
 
 from dfa_jax.errors import InputError
-from dfa_jax.report import plan, run
+from dfa_jax.report import plan, run, tuning
 from dfa_jax.report.recipe import Order
-from dfa_jax.train import loop
+from dfa_jax.train import interrupt, loop
 from dfa_jax.train import records as files
-from tests.report import made_up
+from tests.report import made_up, sweepers
+from tests.train import small
 
 
 @pytest.fixture
@@ -18,8 +21,8 @@ def trained(monkeypatch, recipe):
     calls = []
     labels = {(config.model, config.rule): variant for variant, config in recipe.variants.items()}
 
-    def fit(config, *, progress):
-        del progress
+    def fit(config, **options):
+        del options
         variant = labels[config.model, config.rule]
         calls.append((variant, config.seed))
         made = made_up.record(recipe, variant, config.seed, (5.0,))
@@ -54,10 +57,10 @@ def test_a_stop_loses_only_the_run_in_progress(recipe, trained, tmp_path, monkey
     """Oracle: exact equivalence of a stopped and resumed recipe with an unbroken one."""
     fit, path = loop.fit, tmp_path / "records.jsonl"
 
-    def stops(config, *, progress):
+    def stops(config, **options):
         if len(trained) == 4:
             raise KeyboardInterrupt
-        return fit(config, progress=progress)
+        return fit(config, **options)
 
     monkeypatch.setattr(loop, "fit", stops)
     with pytest.raises(KeyboardInterrupt):
@@ -67,6 +70,73 @@ def test_a_stop_loses_only_the_run_in_progress(recipe, trained, tmp_path, monkey
     resumed = run.run(recipe, path, say=str)
     assert len(trained) == len(set(trained)) == 18
     assert resumed == run.run(recipe, tmp_path / "unbroken.jsonl", say=str)
+
+
+SMALL = sweepers.recipe(variants={"digits": small.config(num_epochs=3)}, seeds=(0,))
+"""Trials of four steps, and a run of twelve."""
+
+
+def timeless(folder):
+    """Trials and runs on record, without the seconds that they took."""
+    return [
+        (record.variant, record.config, small.without_time(record.curve))
+        for name in (tuning.FILE, plan.RECORDS)
+        for record in files.read_runs(folder / name)
+    ]
+
+
+@pytest.mark.parametrize("tuned", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_stopped_run_goes_on_from_its_checkpoint(tmp_path, monkeypatch, tuned):
+    """Oracle: the recipe left alone, and its steps, counted: none is taken twice. SIGTERM comes while a
+    run, or a trial, takes its second dispatch."""
+    recipe = SMALL if tuned else dataclasses.replace(SMALL, tuning=None)
+    path, run_steps, taken = tmp_path / "stopped" / plan.RECORDS, loop.run_steps, []
+
+    def counted(state, data, order, number, *others, **options):
+        taken.append(number)
+        if len(taken) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return run_steps(state, data, order, number, *others, **options)
+
+    run.run(recipe, tmp_path / "alone" / plan.RECORDS, say=str)
+    monkeypatch.setattr(loop, "run_steps", counted)
+    with pytest.raises(SystemExit), interrupt.listen("reproduce.py", "the same command goes on"):
+        run.run(recipe, path, say=str)
+    assert list((path.parent / run.UNFINISHED).rglob("checkpoints/[0-9]*"))
+    run.run(recipe, path, say=str)
+    assert timeless(tmp_path / "stopped") == timeless(tmp_path / "alone")
+    trials = len(files.read_runs(path.with_name(tuning.FILE)))
+    assert sum(taken) == 12 + 4 * trials
+    assert bool(trials) == tuned
+    assert not (path.parent / run.UNFINISHED).exists()
+
+
+def test_an_unfinished_run_of_another_configuration(tmp_path, monkeypatch):
+    """Documented contract: refused by name; `overwrite` begins it again, and once only: stopped a second
+    time, it goes on from there."""
+    recipe = dataclasses.replace(SMALL, tuning=None)
+    changed = change_batch_size(recipe, "digits", 32)
+    path, run_steps, begun, stops = tmp_path / plan.RECORDS, loop.run_steps, [], [4, 4]
+
+    def steps(state, *others, **options):
+        begun.append(int(state.step))
+        if stops and begun[-1] == stops[0]:
+            del stops[0]
+            raise KeyboardInterrupt
+        return run_steps(state, *others, **options)
+
+    monkeypatch.setattr(loop, "run_steps", steps)
+    with pytest.raises(KeyboardInterrupt):
+        run.run(recipe, path, say=str)
+    with pytest.raises(InputError, match="batch_size: 16 -> 32"):
+        run.run(changed, path, say=str)
+    with pytest.raises(KeyboardInterrupt):
+        run.run(changed, path, overwrite=True, say=str)
+    assert begun.count(0) == 2
+    begun.clear()
+    (record,) = run.run(changed, path, overwrite=True, say=str)
+    assert begun[0] == 4
+    assert record.config["batch_size"] == 32
 
 
 def test_a_line_that_a_stop_cut_short_is_made_again(recipe, trained, tmp_path):
@@ -102,10 +172,10 @@ def test_overwrite_replaces_only_what_changed(recipe, trained, tmp_path):
     assert plan.matching(change_batch_size(recipe), files.read_runs(path)) == found
 
 
-def change_batch_size(recipe):
-    """The recipe with one variant at batch size 64."""
-    config = dataclasses.replace(recipe.variants["tanh/backprop"], batch_size=64)
-    return dataclasses.replace(recipe, variants={**recipe.variants, "tanh/backprop": config})
+def change_batch_size(recipe, variant="tanh/backprop", batch_size=64):
+    """The recipe with one variant at another batch size."""
+    config = dataclasses.replace(recipe.variants[variant], batch_size=batch_size)
+    return dataclasses.replace(recipe, variants={**recipe.variants, variant: config})
 
 
 def test_where_data_lay_is_not_recorded(recipe, trained, tmp_path):

@@ -36,8 +36,8 @@ def calls(monkeypatch, tuned):
     """Replaces training by a parabola; the (rule, rate, validation examples, epochs) trained."""
     made = []
 
-    def fit(config, *, progress):
-        del progress
+    def fit(config, **options):
+        del options
         rule = next(r for r, c in tuned.variants.items() if c.rule == config.rule)
         rate = config.optimizer.learning_rate
         made.append((rule, rate, config.data.num_validation, config.num_epochs))
@@ -81,10 +81,10 @@ def test_a_stop_loses_only_the_trial_in_progress(tuned, calls, tmp_path, monkeyp
     """Oracle: exact equivalence of a stopped and resumed search with an unbroken one."""
     fit, path = loop.fit, tmp_path / "records.jsonl"
 
-    def stops(config, *, progress):
+    def stops(config, **options):
         if len(calls) == 4:
             raise KeyboardInterrupt
-        return fit(config, progress=progress)
+        return fit(config, **options)
 
     monkeypatch.setattr(loop, "fit", stops)
     with pytest.raises(KeyboardInterrupt):
@@ -101,9 +101,9 @@ def test_programs_of_earlier_trials_are_forgotten(tuned, calls, tmp_path, monkey
     fit, held = loop.fit, []
     program = jax.jit(lambda x: x + 1)
 
-    def compiles(config, *, progress):
+    def compiles(config, **options):
         program(np.zeros(1 + len(calls)))
-        return fit(config, progress=progress)
+        return fit(config, **options)
 
     monkeypatch.setattr(loop, "fit", compiles)
     run.tuned(tuned, tmp_path / tuning.FILE, None, False, lambda _: held.append(_size(program)))

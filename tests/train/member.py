@@ -23,5 +23,5 @@ def main(folder: str, devices: str, changes: str = "{}") -> None:
 
 
 if __name__ == "__main__":
-    with exit_on_bad_input("member"), interrupt.listen("member"):
+    with exit_on_bad_input("member"), interrupt.listen("member", "go on"):
         main(*sys.argv[1:])

@@ -8,6 +8,8 @@ import dataclasses
 import json
 import os
 import pathlib
+import subprocess
+import sys
 import tempfile
 
 import pytest
@@ -28,19 +30,19 @@ def claim(path, config=CONFIG, *, resume=False, overwrite=False):
 
 
 def contents(path):
-    """Every file below a folder, by name, with its bytes."""
-    return {
-        str(file.relative_to(path)): file.read_bytes() for file in path.rglob("*") if file.is_file()
-    }
+    """Every file below a folder, by name, with its bytes; not the lock, which has none."""
+    files = [file for file in path.rglob("*") if file.is_file() and file.name != ".lock"]
+    return {str(file.relative_to(path)): file.read_bytes() for file in files}
 
 
 def assert_refused(path, message, config=CONFIG, **flags):
     """One line that holds `message`, and not a byte changed."""
-    before = contents(path)
+    before, locked = contents(path), (path / ".lock").exists()
     with pytest.raises(InputError, match=message) as caught:
         claim(path, config, **flags)
     assert len(str(caught.value).splitlines()) == 1
     assert contents(path) == before
+    assert (path / ".lock").exists() == locked
 
 
 @pytest.fixture
@@ -147,6 +149,35 @@ def test_data_may_move(run):
     """Where the data lies is no part of the run: it may differ on the machine that resumes."""
     elsewhere = dataclasses.replace(CONFIG.data, data_dir="/elsewhere")
     claim(run, dataclasses.replace(CONFIG, data=elsewhere), resume=True)
+
+
+@pytest.mark.parametrize("flag", ["resume", "overwrite"])
+def test_a_run_is_open_in_one_process(run, flag):
+    """Two processes in one run would mix their curves. The other one is a process of its own, as a job
+    that a scheduler started again too early; when it is killed, the run is free."""
+    program = (
+        "import json, pathlib, sys\n"
+        "from dfa_jax.train.directory import RunDirectory\n"
+        "from tests.train import small\n"
+        "config = small.config()\n"
+        "held = RunDirectory.open(pathlib.Path(sys.argv[1]), config, resume=True, overwrite=False)\n"
+        "print('open', flush=True)\n"
+        "sys.stdin.read()\n"
+    )
+    command = [sys.executable, "-c", program, str(run)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout.readline() == b"open\n"
+        assert_refused(run, r"open in another process; wait .*\.lock\)", **{flag: True})
+        other.kill()
+    claim(run, **{flag: True})
+
+
+def test_a_closed_run_can_be_opened(run):
+    """Contract of `close`; `overwrite` takes the lock along with nothing."""
+    first = claim(run, overwrite=True)
+    assert_refused(run, "open in another process", resume=True)
+    first.close()
+    claim(run, resume=True)
 
 
 @pytest.mark.parametrize(

@@ -116,7 +116,7 @@ def test_a_preemption_of_one_process_stops_all_and_loses_nothing(tmp_path):
     processes[1].send_signal(signal.SIGTERM)
     said = [process.communicate(timeout=60)[1] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], said
-    assert all("go on with --resume" in one for one in said), said
+    assert all("the state is saved; go on" in one for one in said), said
     assert killed.latest(tmp_path / "run" / "checkpoints") < 20 * small.STEPS_PER_EPOCH
 
     config = small.config(RULE, num_epochs=20)

@@ -67,12 +67,12 @@ def test_a_stop_between_evaluations_loses_nothing(tmp_path, straight, stop_at, c
     """Oracle: the run left alone. The losses since the last evaluation are part of what is kept, or
     the next point of the curve would be another mean; so is the state of the step that is named."""
     stop_at(number)
-    with pytest.raises(SystemExit) as stopped, interrupt.listen("train.py"):
+    with pytest.raises(SystemExit) as stopped, interrupt.listen("train.py", "go on"):
         fit(CONFIG, run_dir=tmp_path / "run", progress=False)
     assert stopped.value.code == 0
     said = capfd.readouterr().err
     assert "train.py: SIGTERM" in said
-    (step,) = re.findall(r"stopped after step (\d+) of 24; go on with --resume", said)
+    (step,) = re.findall(r"stopped after step (\d+) of 24; the state is saved; go on", said)
     assert (tmp_path / "run" / "checkpoints" / step).exists()
     assert not interrupt.requested()
     assert_goes_on(tmp_path / "run", straight)
@@ -94,7 +94,7 @@ def test_a_stop_in_a_branch_that_decays(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(compiled, "run_steps", stop)
         patch.setattr(run, "STEPS_PER_DISPATCH", 1)
-        with pytest.raises(SystemExit), interrupt.listen("train.py"):
+        with pytest.raises(SystemExit), interrupt.listen("train.py", "go on"):
             fit(config, run_dir=tmp_path / "run", progress=False)
     resumed = fit(config, run_dir=tmp_path / "run", resume=True, progress=False)
     helpers.assert_identical(small.plain(resumed.state), small.plain(straight.state))
@@ -105,7 +105,7 @@ def test_a_stop_in_a_branch_that_decays(tmp_path, monkeypatch):
 def test_ctrl_c_is_a_stop_of_its_own_exit_code(tmp_path, straight, stop_at):
     """Documented contract: 130, as shells have it, and nothing lost either."""
     stop_at(3, signal.SIGINT)
-    with pytest.raises(SystemExit) as stopped, interrupt.listen("train.py"):
+    with pytest.raises(SystemExit) as stopped, interrupt.listen("train.py", "go on"):
         fit(CONFIG, run_dir=tmp_path / "run", progress=False)
     assert stopped.value.code == 130
     assert_goes_on(tmp_path / "run", straight)
@@ -116,7 +116,7 @@ def test_the_second_signal_kills():
     program = (
         "import os, signal\n"
         "from dfa_jax.train import interrupt\n"
-        "with interrupt.listen('x'):\n"
+        "with interrupt.listen('x', 'go on'):\n"
         "    for _ in range(2): os.kill(os.getpid(), signal.SIGTERM)\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)
@@ -138,7 +138,7 @@ def test_a_stop_of_runs_together(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(loop, "run_steps_together", stop)
-        with pytest.raises(SystemExit), interrupt.listen("sweep.py"):
+        with pytest.raises(SystemExit), interrupt.listen("sweep.py", "go on"):
             fit_together(members, run_dirs=folders, progress=False)
     again = fit_together(members, run_dirs=folders, resume=True, progress=False)
     for first, second in zip(whole, again, strict=True):
@@ -150,7 +150,7 @@ def test_a_stop_of_runs_together(tmp_path, monkeypatch):
 def test_without_a_directory_a_stop_says_that_nothing_is_kept(stop_at, capfd):
     """Documented contract."""
     stop_at(2)
-    with pytest.raises(SystemExit), interrupt.listen("train.py"):
+    with pytest.raises(SystemExit), interrupt.listen("train.py", "go on"):
         fit(CONFIG, progress=False)
     assert "nothing was kept of this run" in capfd.readouterr().err
 
@@ -333,5 +333,5 @@ def test_a_process_that_is_asked_to_stop_does_so_in_seconds(tmp_path):
         _, said = process.communicate(timeout=120)
     assert process.returncode == 0, said
     assert time.monotonic() - begun < 15
-    step = int(re.search(r"stopped after step (\d+) of 400000; go on with --resume", said)[1])
+    step = int(re.search(r"stopped after step (\d+) of 400000; the state is saved; go on", said)[1])
     assert directory.RunDirectory(tmp_path / "run").latest_step() == step
