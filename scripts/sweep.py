@@ -4,13 +4,15 @@ All processes, on one machine or on several, meet in one folder. Each takes the 
 works on, and goes on from its last checkpoint if somebody began it. When no job is left, records
 are written where `reproduce.py RECIPE --report-only` finds them; jobs that are on record there are
 not done again. `--gather` writes the records of what is done so far, `--status` shows it.
+
+Hosts of one slice, or processes that meet by host:port, are one worker: see docs/pods.md.
 """
 
 import pathlib
 import sys
 
 from dfa_jax.report import catalogue, gathering, progress, sweep
-from dfa_jax.train import interrupt
+from dfa_jax.train import hosts, interrupt
 from dfa_jax.train.cli import Parser, exit_on_bad_input
 from dfa_jax.train.process import prepare_process
 
@@ -28,17 +30,21 @@ def main(arguments: list[str]) -> None:
     results = options.results_dir / recipe.name
     if not options.gather:
         prepare_process()
-        if adopted := gathering.adopt(recipe, folder, results):
-            print(f"{len(adopted)} jobs are on record in {results}", flush=True)
-        sweep.work(
-            recipe,
-            folder,
-            together=options.together,
-            data_dir=options.data_dir,
-            say=lambda line: print(line, flush=True),
-        )
+        hosts.join(slurm=False)
+        if adopted := hosts.from_first(lambda: gathering.adopt(recipe, folder, results)):
+            say(f"{len(adopted)} jobs are on record in {results}")
+        work = {"together": options.together, "data_dir": options.data_dir}
+        sweep.work(recipe, folder, **work, say=say)
+        if not hosts.is_first():
+            return
     diverged = gathering.gather(recipe, folder, results)
     print(f"records in {results}; diverged: {diverged or 'none'}")
+
+
+def say(line: str) -> None:
+    """Prints, in the first of several processes."""
+    if hosts.is_first():
+        print(line, flush=True)
 
 
 def parser() -> Parser:

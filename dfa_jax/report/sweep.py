@@ -6,6 +6,8 @@ next goes on from its last checkpoint. Trials of learning rates are jobs too: wh
 function of those that are done, so all workers come to the same answer. A folder is lost with its
 machine; what it has done is kept, and taken up elsewhere, by `report.gathering`.
 
+Processes that are one run (`train.hosts`) are one worker, whose first process takes jobs for all.
+
 | path | holds |
 | --- | --- |
 | `grid.json` | what the sweep runs; a folder serves one grid alone |
@@ -30,6 +32,7 @@ from dfa_jax.errors import DivergedError, InputError
 from dfa_jax.report import plan, tuning
 from dfa_jax.report.recipe import Recipe
 from dfa_jax.report.run import diverged, located
+from dfa_jax.train import hosts
 from dfa_jax.train.config import TrainConfig, run_changes, to_dict
 from dfa_jax.train.directory import RunDirectory, check_path
 from dfa_jax.train.loop import differences, fit_together
@@ -214,36 +217,66 @@ def work(
     Raises:
         InputError: the folder serves another grid, or a job cannot be run here.
     """
-    open_folder(recipe, folder)
-    while (seen := survey(recipe, folder)).open:
-        with _claimed(seen.open, folder, together) as jobs:
+    hosts.from_first(lambda: open_folder(recipe, folder))
+    left = True
+    while left:
+        with _claimed(recipe, folder, together) as (jobs, left):
             for line in _run(recipe, jobs, folder, data_dir) if jobs else ():
                 say(line)
         # Kept, compiled programs of some sixty jobs use up the memory maps of a process.
         jax.clear_caches()
-        if not jobs:
+        if left and not jobs:
             time.sleep(POLL_SECONDS)  # what is open is in other hands
-    return seen
+    return survey(recipe, folder)
 
 
 @contextlib.contextmanager
-def _claimed(waiting: Sequence[Job], folder: pathlib.Path, together: int) -> Iterator[list[Job]]:
-    """The first job that nobody works on, with others like it; they are ours inside the block."""
+def _claimed(
+    recipe: Recipe, folder: pathlib.Path, together: int
+) -> Iterator[tuple[list[Job], bool]]:
+    """Jobs that are ours inside the block, and whether any was open.
+
+    The first process takes them; the others may not see the newest trials yet, and are told rates.
+    """
     with contextlib.ExitStack() as stack:
-        jobs: list[Job] = []
-        for job in waiting:
-            if len(jobs) == together:
-                break
-            if jobs and not _alike(jobs[0], job, folder):
-                continue
-            own = lock(folder, job.name)
-            with contextlib.suppress(filelock.Timeout):
-                own.acquire(blocking=False)
-                stack.callback(own.release)
-                # It may have been done between the survey and the lock.
-                if RunDirectory(folder / job.name).record() is None:
-                    jobs.append(job)
-        yield jobs
+
+        def claim() -> tuple[list[tuple[str, float]], bool]:
+            waiting = survey(recipe, folder).open
+            jobs = _take(waiting, folder, together, stack)
+            return [(job.name, job.config.optimizer.learning_rate) for job in jobs], bool(waiting)
+
+        told, left = hosts.from_first(claim)
+        yield [_job(recipe, *one) for one in told], left
+
+
+def _take(
+    waiting: Sequence[Job], folder: pathlib.Path, together: int, stack: contextlib.ExitStack
+) -> list[Job]:
+    """The first job that nobody works on, with others like it, until the stack is closed."""
+    jobs: list[Job] = []
+    for job in waiting:
+        if len(jobs) == together:
+            break
+        if jobs and not _alike(jobs[0], job, folder):
+            continue
+        own = lock(folder, job.name)
+        with contextlib.suppress(filelock.Timeout):
+            own.acquire(blocking=False)
+            stack.callback(own.release)
+            # It may have been done between the survey and the lock.
+            if RunDirectory(folder / job.name).record() is None:
+                jobs.append(job)
+    return jobs
+
+
+def _job(recipe: Recipe, name: str, rate: float) -> Job:
+    """The job of this name, at the rate that its trials gave it."""
+    if name.startswith("trials/"):
+        label = name.removeprefix("trials/")
+        return _trial(recipe, label, tuning.grid(recipe).variants[label])
+    variant, _, seed = name.removeprefix("runs/").rpartition("/seed_")
+    config = tuning.at_rate(recipe.variants[variant], rate)
+    return Job(name, variant, dataclasses.replace(config, seed=int(seed)))
 
 
 def _alike(first: Job, second: Job, folder: pathlib.Path) -> bool:
@@ -276,7 +309,8 @@ def _run(
             return
         (job,) = jobs
         seconds = time.perf_counter() - started
-        RunDirectory(folder / job.name).finish(diverged(recipe, job.variant, job.config, seconds))
+        record = diverged(recipe, job.variant, job.config, seconds)
+        hosts.from_first(lambda: RunDirectory(folder / job.name).finish(record))
         yield f"{job.name}: {error}"
         return
     for job, result in zip(jobs, results, strict=True):

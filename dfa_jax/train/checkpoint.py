@@ -55,8 +55,12 @@ class Checkpoints:
 
     def __init__(self, directory: pathlib.Path, config: TrainConfig):
         # Not asynchronous: the next dispatch is given these very buffers to write over.
+        # Listed by one process for all, which a file system may show different folders.
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=2, create=True, enable_async_checkpointing=False
+            max_to_keep=2,
+            create=True,
+            enable_async_checkpointing=False,
+            single_host_load_and_broadcast=True,
         )
         self._directory, self._config = directory.resolve(), config
         self._manager = ocp.CheckpointManager(self._directory, options=options)
@@ -70,7 +74,7 @@ class Checkpoints:
     @property
     def steps(self) -> list[int]:
         """Steps of the whole checkpoints, the newest first."""
-        return sorted(self._manager.all_steps(), reverse=True)
+        return sorted(map(int, self._manager.all_steps()), reverse=True)
 
     def save(self, state: TrainState, progress: Progress) -> None:
         """Writes the state under its step; a stop while writing leaves the one before whole.

@@ -20,6 +20,7 @@ from dfa_jax import errors
 from dfa_jax.data import GaussianTargets, ImageData, MarkovData, TextData
 from dfa_jax.models import MLP, ConvNet, LocalMixer, Transformer
 from dfa_jax.rules import RULES, ObjectiveRule
+from dfa_jax.train import alarm
 from dfa_jax.train.config import TrainConfig, config_fields
 
 MODELS: dict[str, type[nn.Module]] = {
@@ -48,19 +49,28 @@ _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 def exit_on_bad_input(script: str) -> Iterator[None]:
     """Bad input becomes one line on standard error and exit code 2; faults keep their traceback.
 
-    So does a disk that is full or cannot be written to.
+    So does a disk that is full or cannot be written to. Other processes of the run hear of it.
     """
     try:
         yield
-    except OSError as error:
-        if error.errno not in _NO_ROOM:
+    except Exception as error:
+        said = _blamed(error)
+        is_worth_saying = alarm.ring(said or errors.reason(error))
+        if not said:
             raise
+        if is_worth_saying:
+            print(f"{script}: error: {said}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def _blamed(error: Exception) -> str:
+    """What to say of bad input, or of a disk, in one line; nothing of a fault."""
+    if isinstance(error, errors.InputError):
+        return " ".join(str(error).splitlines())
+    if isinstance(error, OSError) and error.errno in _NO_ROOM:
         remedy = "make room, or let it be written to, and give the same command again"
-        print(f"{script}: error: a file cannot be written ({error}); {remedy}", file=sys.stderr)
-        raise SystemExit(2) from None
-    except errors.InputError as error:
-        print(f"{script}: error: {' '.join(str(error).splitlines())}", file=sys.stderr)
-        raise SystemExit(2) from None
+        return f"a file cannot be written ({error}); {remedy}"
+    return ""
 
 
 class Parser(argparse.ArgumentParser):

@@ -6,7 +6,7 @@ with them is raised in all, so that none waits for another that has given up.
 | environment | processes |
 | --- | --- |
 | `DFA_JAX_COORDINATOR=host:port`, `DFA_JAX_NUM_PROCESSES`, `DFA_JAX_PROCESS_ID` | as it says |
-| inside of `srun` with several tasks | those tasks |
+| inside of `srun` with several tasks | those tasks; a sweep's are workers of their own |
 | `DFA_JAX_DISTRIBUTED=1` | what JAX detects: a TPU slice, Open MPI, Kubernetes |
 | else | this one alone |
 """
@@ -29,6 +29,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
 from dfa_jax.errors import InputError, reason
+from dfa_jax.train import alarm
 from dfa_jax.train.config import changes, to_dict
 
 Found = TypeVar("Found")
@@ -36,15 +37,16 @@ Found = TypeVar("Found")
 _NAMES = ("DFA_JAX_COORDINATOR", "DFA_JAX_NUM_PROCESSES", "DFA_JAX_PROCESS_ID")
 
 
-def join(environment: Mapping[str, str] = os.environ) -> None:
+def join(environment: Mapping[str, str] = os.environ, *, slurm: bool = True) -> None:
     """Finds the other processes of this run, if the environment names any; before any other work.
 
-    They have `DFA_JAX_TIMEOUT` seconds (300) to come together.
+    They have `DFA_JAX_TIMEOUT` seconds (300) to come together. Without `slurm`, tasks of one `srun`
+    are one run only if `DFA_JAX_DISTRIBUTED` says so.
 
     Raises:
         InputError: a variable is missing or has no such value, or not all came in time.
     """
-    options = _options(environment)
+    options = _options(environment, slurm)
     if options is None:
         return
     timeout = _number(environment, "DFA_JAX_TIMEOUT", 300)
@@ -62,9 +64,10 @@ def join(environment: Mapping[str, str] = os.environ) -> None:
             f"the processes of this run ({named}) did not come together in {timeout} s ({said});"
             " check that all are started and reach that address"
         ) from error
+    alarm.watch()
 
 
-def _options(environment: Mapping[str, str]) -> dict[str, Any] | None:
+def _options(environment: Mapping[str, str], slurm: bool) -> dict[str, Any] | None:
     """What `jax.distributed.initialize` is to be told; None for a process of its own."""
     given = [name for name in _NAMES if environment.get(name)]
     if given:
@@ -78,7 +81,7 @@ def _options(environment: Mapping[str, str]) -> dict[str, Any] | None:
                 " host:port, a number of processes, and which of them this is, from 0"
             )
         return {"coordinator_address": address, "num_processes": number, "process_id": own}
-    tasks = _number(environment, "SLURM_STEP_NUM_TASKS", 1)
+    tasks = _number(environment, "SLURM_STEP_NUM_TASKS", 1) if slurm else 1
     if tasks > 1 or environment.get("DFA_JAX_DISTRIBUTED", "0") != "0":
         return {}
     return None

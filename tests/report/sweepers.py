@@ -1,8 +1,9 @@
-"""Sweeps with several workers at once, which are killed at random and replaced.
+"""Sweeps with several workers at once, which are killed at random and replaced; or one of two processes.
 
 `python -m tests.report.sweepers FOLDER KILLS` leaves finished sweeps in `FOLDER/0`, `FOLDER/1`, ..., as
-many as the kills were spread over, with every line that a worker said in `said`. One process imports
-everything and forks before JAX has started its threads, so a worker costs no second import.
+many as the kills were spread over, with every line that a worker said in `said`; with `joined` for a
+number, one sweep in `FOLDER` by one worker. One process imports everything and forks before JAX has
+started its threads, so a worker costs no second import.
 """
 
 import dataclasses
@@ -11,6 +12,7 @@ import os
 import pathlib
 import random
 import signal
+import socket
 import sys
 import time
 import warnings
@@ -20,6 +22,7 @@ import sklearn.datasets  # noqa: F401  two seconds, here once for all workers
 
 from dfa_jax.report import sweep
 from dfa_jax.report.recipe import Recipe, Tuning
+from dfa_jax.train import hosts
 from tests.train import small
 
 WORKERS = 2
@@ -42,11 +45,17 @@ def recipe(**changes) -> Recipe:
     )
 
 
+def one() -> Recipe:
+    """The first rule and seed of the recipe alone."""
+    (label, config), *_ = recipe().variants.items()
+    return recipe(variants={label: config}, seeds=(0,))
+
+
 def main(folder: pathlib.Path, kills: int) -> None:
     """One sweep after another, until all workers were killed that should be."""
     chance, begun = random.Random(0), time.monotonic()
     for number in itertools.count():
-        workers = {start(folder / str(number)) for _ in range(WORKERS)}
+        workers = {start(folder / str(number), recipe()) for _ in range(WORKERS)}
         if number == 0 and kills:
             while not (folder / "0" / "said").exists():
                 time.sleep(0.01)
@@ -60,30 +69,50 @@ def main(folder: pathlib.Path, kills: int) -> None:
             if os.WIFSIGNALED(status):
                 kills -= 1
                 print(f"sweep {number}: worker killed, {kills} to come")
-                workers.add(start(folder / str(number)))
+                workers.add(start(folder / str(number), recipe()))
             elif status:
                 raise SystemExit(f"a worker ended with {status}")
         if not kills:
             break
 
 
-def start(folder: pathlib.Path) -> int:
-    """A new worker's process."""
+def joined(folder: pathlib.Path) -> None:
+    """The sweep of `one`, by a worker of two processes with four devices each."""
+    jax.config.update("jax_num_cpu_devices", 4)
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        place = f"127.0.0.1:{found.getsockname()[1]}"
+    names = ("DFA_JAX_COORDINATOR", "DFA_JAX_NUM_PROCESSES", "DFA_JAX_PROCESS_ID")
+    for own in range(2):
+        start(folder, one(), dict(zip(names, (place, "2", str(own)), strict=True)))
+    for _ in range(2):
+        _, status = os.wait()
+        if status:
+            raise SystemExit(f"a process ended with {status}")
+
+
+def start(folder: pathlib.Path, swept: Recipe, environment: dict[str, str] | None = None) -> int:
+    """A new worker's process, or one of them."""
     if worker := os.fork():
         return worker
+    hosts.join(environment or {})
     folder.mkdir(parents=True, exist_ok=True)
     sweep.POLL_SECONDS = 0.05
     said = folder / "said"
 
     def say(line: str) -> None:
-        with said.open("a") as file:
-            file.write(f"{os.getpid()} {line}\n")
+        if hosts.is_first():
+            with said.open("a") as file:
+                file.write(f"{os.getpid()} {line}\n")
 
-    sweep.work(recipe(), folder, say=say)
+    sweep.work(swept, folder, say=say)
+    if environment:
+        jax.distributed.shutdown()  # none may find the other gone
     os._exit(0)
 
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")  # of forking, which is safe until JAX has a backend
     jax.config.update("jax_num_cpu_devices", 8)
-    main(pathlib.Path(sys.argv[1]), int(sys.argv[2]))
+    place, number = pathlib.Path(sys.argv[1]), sys.argv[2]
+    joined(place) if number == "joined" else main(place, int(number))

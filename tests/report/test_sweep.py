@@ -8,6 +8,7 @@ import json
 import os
 import threading
 
+import numpy as np
 import pytest
 
 from dfa_jax.data import ImageData
@@ -70,6 +71,27 @@ def test_two_workers_share_the_jobs(tmp_path, alone):
     assert len(jobs) == len(set(jobs))
     assert {worker for worker, _ in said} != {said[0][0]}
     check_same(folder, alone)
+
+
+@pytest.mark.slow
+def test_processes_that_are_one_worker(tmp_path, alone):
+    """Oracle: one process, up to the order of float32 sums; the rates that trials gave, exactly. Every
+    job is said once, by the first process."""
+    started("tests.report.sweepers", tmp_path, "joined")
+    said = [line.split(" ")[1] for line in (tmp_path / "said").read_text().splitlines()]
+    assert len(said) == len(set(said))
+    one, results = sweepers.one(), tmp_path / "results"
+    assert gathering.gather(one, tmp_path, results) == []
+    (label,) = one.variants
+    for name in (tuning.FILE, "records.jsonl"):
+        expected = [
+            found for found in timeless(alone / name) if found[1].startswith(label) and not found[2]
+        ]
+        ours = sorted(timeless(results / name), key=str)
+        for found, sure in zip(ours, sorted(expected, key=str), strict=True):
+            assert found[:-1] == sure[:-1]
+            losses = [[point["test_loss"] for point in curve] for curve in (found[-1], sure[-1])]
+            np.testing.assert_allclose(*losses, rtol=1e-4)
 
 
 @pytest.mark.slow

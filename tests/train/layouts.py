@@ -92,10 +92,14 @@ def member(folder: pathlib.Path, before: pathlib.Path, name: str) -> None:
 
 
 def refuse(folder: pathlib.Path, before: pathlib.Path, rule: str, mesh: jax.sharding.Mesh) -> None:
-    """Notes what each process says of a checkpoint that the last one alone finds damaged."""
+    """Notes what each process says of a checkpoint that the last one alone finds damaged.
+
+    It sees another one too, as on a file server whose news are late.
+    """
     own = jax.process_index()
     seen = folder / "cut" if own == jax.process_count() - 1 else before
     with checkpoint.Checkpoints(seen / rule, small.config(rule)) as checkpoints:
+        (folder / f"seen by {own} of {rule}").write_text(str(checkpoints.steps))
         try:
             checkpoints.restore(like(rule, mesh), STEP)
         except checkpoint.DamagedError as error:

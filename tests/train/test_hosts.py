@@ -186,11 +186,12 @@ ADDRESS = {
 def test_environment_is_read():
     """Documented contract."""
     found = {"coordinator_address": "localhost:1234", "num_processes": 2, "process_id": 1}
-    assert hosts._options(ADDRESS) == found
-    assert hosts._options({}) is None
-    assert hosts._options({"SLURM_STEP_NUM_TASKS": "1"}) is None
-    assert hosts._options({"SLURM_STEP_NUM_TASKS": "4"}) == {}
-    assert hosts._options({"DFA_JAX_DISTRIBUTED": "1"}) == {}
+    assert hosts._options(ADDRESS, slurm=False) == found
+    assert hosts._options({}, slurm=True) is None
+    assert hosts._options({"SLURM_STEP_NUM_TASKS": "1"}, slurm=True) is None
+    assert hosts._options({"SLURM_STEP_NUM_TASKS": "4"}, slurm=True) == {}
+    assert hosts._options({"SLURM_STEP_NUM_TASKS": "4"}, slurm=False) is None
+    assert hosts._options({"DFA_JAX_DISTRIBUTED": "1"}, slurm=False) == {}
 
 
 @pytest.mark.parametrize(
@@ -205,4 +206,4 @@ def test_environment_is_read():
 def test_bad_environments_are_refused(change, message):
     """Documented contract: the variable, its value, what was expected."""
     with pytest.raises(InputError, match=message):
-        hosts._options(ADDRESS | change)
+        hosts._options(ADDRESS | change, slurm=True)

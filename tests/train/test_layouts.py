@@ -65,6 +65,8 @@ def laid_out(tmp_path_factory):
     folder = tmp_path_factory.mktemp("layouts")
     states = {rule: begun(rule, folder / "first" / rule) for rule in layouts.RULES}
     shutil.copytree(folder / "first", folder / "cut")
+    for rule in layouts.RULES:
+        shutil.copytree(folder / "cut" / rule / "3", folder / "cut" / rule / "9")
     run = folder / "run"
     fit(small.config(layouts.RULES[0]), run_dir=run, progress=False)
     (run / "record.json").unlink()
@@ -107,6 +109,8 @@ def test_checkpoints_move_from_layout_to_layout(laid_out, tmp_path, layout, rule
 def test_what_one_process_cannot_read_is_refused_by_all(laid_out, rule):
     """Documented contract: the same words in each, and none waits for one that has given up."""
     folder, _ = laid_out
+    seen = [(folder / f"seen by {own} of {rule}").read_text() for own in range(2)]
+    assert seen == ["[3]", "[3]"]
     said = [(folder / f"said by {own} of {rule}").read_text() for own in range(2)]
     reasons = [one.split(" cannot be read ")[1] for one in said]
     assert reasons[0] == reasons[1]
