@@ -28,6 +28,8 @@ from dfa_jax.train.records import RunRecord
 UNFINISHED = "unfinished"
 """The folder of runs that are not on record yet, beside the records."""
 
+SAVE_SECONDS = 30.0  # many runs are shorter
+
 
 def run(
     recipe: Recipe,
@@ -80,10 +82,15 @@ def train(
     overwrite: bool,
 ) -> RunRecord:
     """One run of a recipe, or the rest of the one in its folder."""
-    config_here = located(config, data_dir)
-    again = overwrite and _is_other(folder, config_here)
+    config_here, directory = located(config, data_dir), RunDirectory(folder)
+    again = not directory.latest_step() or (overwrite and _is_other(directory, config_here))
     result = loop.fit(
-        config_here, run_dir=folder, resume=not again, overwrite=again, progress=False
+        config_here,
+        run_dir=folder,
+        resume=not again,
+        overwrite=again,
+        save_seconds=SAVE_SECONDS,
+        progress=False,
     )
     # The recipe's configuration: where data lay is no part of a result.
     config_record = to_dict(config)
@@ -92,12 +99,10 @@ def train(
     )
 
 
-def _is_other(folder: pathlib.Path, config: TrainConfig) -> bool:
-    """Whether there is a run of another configuration, or of a damaged one."""
+def _is_other(directory: RunDirectory, config: TrainConfig) -> bool:
+    """Whether the run that is there has another configuration, or a damaged one."""
     try:
-        return bool(RunDirectory(folder).changes(config))
-    except FileNotFoundError:
-        return False
+        return bool(directory.changes(config))
     except InputError:
         return True
 

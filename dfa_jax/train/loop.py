@@ -56,6 +56,7 @@ def fit(
     run_dir: pathlib.Path | None = None,
     resume: bool = False,
     overwrite: bool = False,
+    save_seconds: float = 0.0,
     progress: bool = True,
 ) -> Result:
     """Trains a model by a learning rule.
@@ -66,6 +67,8 @@ def fit(
             written without it.
         resume: go on with the run in `run_dir` (or start it, if there is none).
         overwrite: replace the run in `run_dir`.
+        save_seconds: a checkpoint at an evaluation costs a tenth of a second; leave it out where
+            the last one is not so old.
         progress: show a bar with loss, accuracy, steps/s and the time left.
 
     Raises:
@@ -81,7 +84,12 @@ def fit(
     """
     directories = None if run_dir is None else [run_dir]
     (result,) = fit_together(
-        [config], run_dirs=directories, resume=resume, overwrite=overwrite, progress=progress
+        [config],
+        run_dirs=directories,
+        resume=resume,
+        overwrite=overwrite,
+        save_seconds=save_seconds,
+        progress=progress,
     )
     return result
 
@@ -92,6 +100,7 @@ def fit_together(
     run_dirs: Sequence[pathlib.Path] | None = None,
     resume: bool = False,
     overwrite: bool = False,
+    save_seconds: float = 0.0,
     progress: bool = True,
 ) -> list[Result]:
     """Trains several runs that differ in seed and learning rate alone, all at once.
@@ -105,6 +114,7 @@ def fit_together(
         run_dirs: one each.
         resume: as in `fit`.
         overwrite: as in `fit`.
+        save_seconds: as in `fit`.
         progress: as in `fit`.
 
     Raises:
@@ -127,9 +137,10 @@ def fit_together(
             f"data set '{dataset.name}' is streamed, and runs that train together need it in"
             " memory; train them one by one"
         )
+    how = {"resume": resume, "overwrite": overwrite, "save_seconds": save_seconds}
     with contextlib.ExitStack() as stack:
         files = [
-            Files.open(stack, pathlib.Path(path), member, resume=resume, overwrite=overwrite)
+            Files.open(stack, pathlib.Path(path), member, **how)
             for path, member in zip(run_dirs or (), members, strict=bool(run_dirs))
         ]
         runs = [

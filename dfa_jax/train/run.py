@@ -63,6 +63,7 @@ class Files(NamedTuple):
     directory: RunDirectory
     checkpoints: Checkpoints
     events: pathlib.Path
+    save_seconds: float
 
     @classmethod
     def open(
@@ -73,6 +74,7 @@ class Files(NamedTuple):
         *,
         resume: bool,
         overwrite: bool,
+        save_seconds: float,
     ) -> "Files":
         """The run's files, closed with the stack.
 
@@ -88,7 +90,7 @@ class Files(NamedTuple):
         directory = RunDirectory(path)
         checkpoints = stack.enter_context(Checkpoints(directory.checkpoints, config))
         events = directory.tensorboard / f"events.out.tfevents.{time.time():.6f}"
-        return cls(directory, checkpoints, events)
+        return cls(directory, checkpoints, events, save_seconds)
 
     def curve_until(self, step: int) -> list[Evaluation]:
         """See `RunDirectory.curve_until`; at step 0 it begins, and refuses to begin again."""
@@ -216,7 +218,7 @@ class Run:
             )
 
     def record_point(self, step: int) -> None:
-        """Evaluates the state after this step, and writes evaluation and state down."""
+        """Evaluates the state after this step; writes down what came, the state if it is time."""
         number = step - self.since
         means = {name: total / number for name, total in self.sums.items()}
         evaluation = self._evaluate(step, means)
@@ -225,7 +227,9 @@ class Run:
         if self.files:
             # The curve goes first: a point without a checkpoint is made again on resume.
             self.files.add(evaluation)
-            self.save()
+            left = self.files.save_seconds - (time.perf_counter() - self.saved)
+            if hosts.from_first(lambda: left <= 0):
+                self.save()
 
     def save(self) -> None:
         """Writes the state down; nothing without a directory.

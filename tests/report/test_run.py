@@ -126,6 +126,7 @@ def test_an_unfinished_run_of_another_configuration(tmp_path, monkeypatch):
         return run_steps(state, *others, **options)
 
     monkeypatch.setattr(loop, "run_steps", steps)
+    monkeypatch.setattr(run, "SAVE_SECONDS", 0.0)
     with pytest.raises(KeyboardInterrupt):
         run.run(recipe, path, say=str)
     with pytest.raises(InputError, match="batch_size: 16 -> 32"):
@@ -137,6 +138,30 @@ def test_an_unfinished_run_of_another_configuration(tmp_path, monkeypatch):
     (record,) = run.run(changed, path, overwrite=True, say=str)
     assert begun[0] == 4
     assert record.config["batch_size"] == 32
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint(tmp_path, monkeypatch):
+    """Oracle: the run left alone. It has a curve, of less than half of a minute, and nothing to go on
+    from: it begins again."""
+    recipe, run_steps = dataclasses.replace(SMALL, tuning=None), loop.run_steps
+    whole = run.run(recipe, tmp_path / "alone" / plan.RECORDS, say=str)
+
+    def steps(state, *others, **options):
+        if int(state.step) == 8:
+            raise KeyboardInterrupt
+        return run_steps(state, *others, **options)
+
+    path = tmp_path / "killed" / plan.RECORDS
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "run_steps", steps)
+        with pytest.raises(KeyboardInterrupt):
+            run.run(recipe, path, say=str)
+    (curve,) = path.parent.rglob("curve.jsonl")
+    assert curve.read_text().count("\n") == 2
+    found = run.run(recipe, path, say=str)
+    assert [small.without_time(one.curve) for one in found] == [
+        small.without_time(one.curve) for one in whole
+    ]
 
 
 def test_a_line_that_a_stop_cut_short_is_made_again(recipe, trained, tmp_path):

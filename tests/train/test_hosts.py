@@ -6,6 +6,7 @@ Oracle: the same run in one process on the same number of devices.
 import json
 import os
 import re
+import resource
 import shutil
 import signal
 import socket
@@ -38,8 +39,8 @@ def run(folder, number, devices, *changes, **options):
     return [process.returncode for process in processes], said
 
 
-def start(folder, number, devices, *changes, timeout="60", started=None):
-    """The processes; a `{}` in the folder is the number of each."""
+def start(folder, number, devices, *changes, timeout="60", started=None, cramped=None):
+    """The processes; a `{}` in the folder is the number of each. The cramped one can write small files."""
     port, processes = free_port(), []
     for own in range(number) if started is None else started:
         environment = {
@@ -62,6 +63,9 @@ def start(folder, number, devices, *changes, timeout="60", started=None):
             stdout=subprocess.PIPE,
             text=True,
         )
+        if own == cramped:
+            most = 200 if own else 3000  # the first one writes the configuration too
+            resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (most, most))
         processes.append(process)
     return processes
 
@@ -104,6 +108,25 @@ def test_another_number_of_processes_goes_on(tmp_path, alone):
     for ours, theirs in zip(resumed.record.curve, alone.record.curve, strict=True):
         np.testing.assert_allclose(ours.test_loss, theirs.test_loss, rtol=1e-5)
     assert not (folder / "damaged").exists()  # the digest of two processes is that of one
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cramped", [0, 1])
+def test_a_process_that_fails_alone_ends_all(tmp_path, cramped):
+    """Documented contract: one says what failed, the other one that and where, and both exit with 2 and
+    soon. Without it the other waits in Orbax for five minutes, and JAX aborts both. What was saved
+    before is whole: here nothing was."""
+    processes = start(tmp_path / "run", 2, 2, {"rule": RULE, "fsdp": True}, cramped=cramped)
+    said = [process.communicate(timeout=100)[1] for process in processes]
+    assert [process.returncode for process in processes] == [2, 2], said
+    (line,) = [one for one in said[cramped].splitlines() if one.startswith("member: error:")]
+    assert "checkpoint of step 4 cannot be written" in line
+    assert (
+        f"stopped by an error of process {cramped}: the checkpoint of step 4" in said[1 - cramped]
+    )
+    assert "member: error:" not in said[1 - cramped]
+    found = fit(small.config(RULE), run_dir=tmp_path / "run", resume=True, progress=False)
+    assert len(found.record.curve) == 3
 
 
 @pytest.mark.slow
