@@ -23,6 +23,7 @@ def main(arguments: list[str]) -> None:
     options, changes = parser().parse_known_args(arguments)
     jax.config.update("jax_platforms", "cpu")  # JAX has read its environment by now
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")  # libtpu looks for it
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # no chip is taken, others may compile
     configs = catalogue.load_runs(options.recipe).variants
     misfits = []
     for name in select("variant", options.only, configs):
@@ -40,7 +41,7 @@ def main(arguments: list[str]) -> None:
     if misfits:
         raise InputError(
             f"do not fit {options.topology}: {', '.join(misfits)}; lower examples_at_once, set"
-            " fsdp, or raise model_axis"
+            " fsdp, raise model_axis, or take a larger slice"
         )
 
 

@@ -99,15 +99,16 @@ class PodReport(NamedTuple):
 def compile_for(config: TrainConfig, topology: str) -> PodReport:
     """Compiles the train step of a run for a TPU topology, without such devices.
 
-    Of text, no data are read: shapes follow from the configuration.
+    No text is read: shapes follow from the configuration. So do those of images that are not on
+    this machine, if it names their side; they are taken to be in colour.
 
     Args:
         config: the run.
         topology: a kind of chip and the slice's shape, as `v5e:16x16`.
 
     Raises:
-        InputError: `libtpu` is missing, the topology is unknown, or the configuration cannot be
-            split over its devices.
+        InputError: `libtpu` is missing, the topology is unknown, the configuration cannot be split
+            over its devices, or the shape of its images is not known.
         DoesNotFitError: the compiler finds no program in the memory that there is; one that it
             finds may still need more than a device has, as the report says then.
     """
@@ -234,12 +235,20 @@ def _operations(line: str) -> list[tuple[str, int]]:
 
 
 def _dataset(config: TrainConfig) -> Dataset:
-    """Shapes of the data; of text from the configuration, else from the data themselves."""
-    if not isinstance(config.data, TextData | MarkovData):
-        return config.data.load()
-    windows = jax.ShapeDtypeStruct((config.batch_size, config.data.context), np.int32)
+    """Shapes of the data: of text from the configuration, else from the data if they are here."""
+    data, number = config.data, config.batch_size
+    if isinstance(data, TextData | MarkovData):
+        inputs = targets = jax.ShapeDtypeStruct((number, data.context), np.int32)
+    else:
+        try:
+            return data.load()
+        except InputError:
+            if not (side := getattr(data, "image_size", None)):
+                raise
+        inputs = jax.ShapeDtypeStruct((number, side, side, 3), np.float32)
+        targets = jax.ShapeDtypeStruct((number,), np.int32)
     classes = getattr(config.model, "num_outputs", 256)
-    return Dataset("text", Batch(windows, windows), Batch(windows, windows), classes)
+    return Dataset("shapes", Batch(inputs, targets), Batch(inputs, targets), classes)
 
 
 def _bytes_a_device(state: Any) -> int:

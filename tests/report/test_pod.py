@@ -1,5 +1,6 @@
 """Train steps compiled ahead: what is read off a compiled program."""
 
+import dataclasses
 import os
 import pathlib
 import re
@@ -9,8 +10,11 @@ import sys
 import pytest
 
 import dfa_jax
+from dfa_jax.data import ImageData
 from dfa_jax.errors import InputError
 from dfa_jax.report import pod
+from dfa_jax.train import TrainConfig
+from dfa_jax.train.program import examples
 
 PROGRAM = """HloModule jit_run, is_scheduled=true
 
@@ -67,6 +71,21 @@ def test_unknown_topologies_are_refused(topology, message):
     """Documented contract: the value and what was expected, with or without libtpu."""
     with pytest.raises(InputError, match=f"'{topology}'.*{message}.*v5e:16x16"):
         pod.slice_devices(topology)
+
+
+def test_images_that_are_not_here(tmp_path):
+    """Documented contract: of a set that is not on this machine the side is enough, or the error says
+    how to get it. Oracle: the shapes of one that is here, but for its number of channels."""
+    here = TrainConfig(data=ImageData(image_size=6), batch_size=32)
+    away = dataclasses.replace(
+        here, data=ImageData("imagenet2012", data_dir=str(tmp_path), image_size=6, stream=True)
+    )
+    found, known = (examples(pod._dataset(config), 32) for config in (away, here))
+    assert found.inputs.shape == (*known.inputs.shape[:3], 3)
+    assert (found.inputs.dtype, found.targets) == (known.inputs.dtype, known.targets)
+    nowhere = dataclasses.replace(away, data=dataclasses.replace(away.data, image_size=None))
+    with pytest.raises(InputError, match="imagenet2012.*prepare"):
+        pod._dataset(nowhere)
 
 
 WITHOUT_LIBTPU = """
