@@ -375,7 +375,7 @@ SABOTAGES = {
     ),
     "take a job without its lock": Sabotage(
         "report/sweep.py",
-        "own.acquire(blocking=False)\n                stack.callback(own.release)",
+        "own.acquire(blocking=False)\n            stack.callback(own.release)",
         "pass",
         "tests/report/test_sweep.py -k other_hands",
     ),
@@ -526,6 +526,61 @@ SABOTAGES = {
         "return jax.lax.with_sharding_constraint("
         "jax.tree.map(lambda a: 1.01 * a, tree), shardings)",
         'tests/train/test_layouts.py -k losses_of -m "slow or not slow"',
+    ),
+    "restore a little more": Sabotage(
+        "train/checkpoint.py",
+        "return found.state, found.progress",
+        "params = jax.tree.map(lambda a: 1.0001 * a, found.state.params)\n"
+        "        return found.state._replace(params=params), found.progress",
+        'tests/train/test_layouts.py -k layout_to_layout -m "slow or not slow"',
+    ),
+    "restore anywhere": Sabotage(
+        "train/sharding.py",
+        "return NamedSharding(mesh, PartitionSpec())",
+        "return jax.sharding.SingleDeviceSharding(mesh.devices.flat[0])",
+        'tests/train/test_layouts.py -k mesh_to_mesh -m "slow or not slow"',
+    ),
+    "list checkpoints alone": Sabotage(
+        "train/checkpoint.py",
+        "single_host_load_and_broadcast=True",
+        "single_host_load_and_broadcast=False",
+        'tests/train/test_layouts.py -k refused_by_all -m "slow or not slow"',
+    ),
+    "take the mesh for the run": Sabotage(
+        "train/config.py",
+        'PLACEMENT = ("fsdp", "model_axis", "layer_axis")',
+        "PLACEMENT = ()",
+        'tests/train/test_resume.py -k under_another_mesh -m "slow or not slow"',
+    ),
+    "do not hear a signal": Sabotage(
+        "train/interrupt.py",
+        "return bool(_received)",
+        "return False",
+        'tests/train/test_interrupt.py -k asked_to_stop -m "slow or not slow"',
+    ),
+    "open a run twice": Sabotage(
+        "train/directory.py",
+        "self._lock.acquire(blocking=False)",
+        "pass",
+        "tests/train/test_directory.py -k open_in_one_process",
+    ),
+    "do not ring": Sabotage(
+        "train/alarm.py",
+        'client.key_value_set(_KEY, f"{own}: {reason}")',
+        "pass",
+        'tests/train/test_hosts.py -k fails_alone -m "slow or not slow"',
+    ),
+    "forget the rate": Sabotage(
+        "report/sweep.py",
+        "config = tuning.at_rate(recipe.variants[variant], rate)",
+        "config = recipe.variants[variant]",
+        'tests/report/test_sweep.py -k are_one_worker -m "slow or not slow"',
+    ),
+    "begin a stopped run again": Sabotage(
+        "report/run.py",
+        "again = not directory.latest_step() or (",
+        "again = directory.path.exists() or (",
+        "tests/report/test_run.py -k goes_on_from_its_checkpoint",
     ),
 }
 
