@@ -11,7 +11,8 @@ lint-imports
 pyright --pythonpath "$(command -v python)"
 NO_MKDOCS_2_WARNING=1 mkdocs build --strict --quiet --site-dir "$scratch/site"
 pytest | tee "$scratch/pytest"
-pytest -m "slow and not device" | tee "$scratch/pytest-slow"
+# Without the checks of types and shapes, as users run it; they would be a quarter of the time.
+pytest -m "slow and not device" --jaxtyping-packages= | tee "$scratch/pytest-slow"
 python scripts/reproduce.py quickstart --results-dir "$scratch/results"
 
 tail -qn 1 "$scratch/pytest" "$scratch/pytest-slow"

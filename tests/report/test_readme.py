@@ -3,7 +3,6 @@
 import pathlib
 import re
 
-import jax
 import pytest
 
 from dfa_jax import errors
@@ -61,14 +60,6 @@ def test_committed_readme_shows_the_committed_tables():
     assert len(rows) > 10
     for name, came in rows:
         assert came in (ROOT / "results" / name / "table.md").read_text(), name
-
-
-@pytest.fixture
-def optimised():
-    """Fits of many bootstrap samples take half the time when they are compiled as for users."""
-    jax.config.update("jax_disable_most_optimizations", False)
-    yield
-    jax.config.update("jax_disable_most_optimizations", True)  # as conftest.py has it
 
 
 @pytest.mark.slow

@@ -177,6 +177,7 @@ def covered(intervals, planted_values):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("optimised")
 def test_intervals_cover_where_points_of_a_curve_err_together():
     """Statistical test: the planted alpha lies in 95 % of the bootstrap intervals, p > 1e-4.
 
@@ -204,6 +205,7 @@ def test_intervals_cover_where_points_of_a_curve_err_together():
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("optimised")
 def test_intervals_cover_the_chinchilla_law():
     """Statistical test: each planted number of the replication lies in 95 % of 60 intervals, p > 1e-4.
 
