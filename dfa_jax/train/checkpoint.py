@@ -1,8 +1,13 @@
 """Checkpoints of all the state, by Orbax; what comes back is compared with what went in."""
 
+import contextlib
+import gc
+import logging
 import pathlib
 import shutil
-from collections.abc import Mapping
+import sys
+import time
+from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -91,21 +96,28 @@ class Checkpoints:
         arguments = ocp.args.Composite(
             state=ocp.args.StandardSave(_parts(state)), notes=ocp.args.JsonSave(notes)
         )
-        try:
-            if step in self.steps:  # saved before it was evaluated
-                self._manager.delete(step)
-            self._manager.save(step, args=arguments)
-        except Exception as error:  # Orbax and TensorStore have no class for a full disk
-            raise self.not_written(f"the checkpoint of step {step}", error) from error
+        if why := self._failure(step, arguments):
+            raise self.not_written(f"the checkpoint of step {step}", why)
 
-    def not_written(self, what: str, error: Exception) -> InputError:
+    def _failure(self, step: int, arguments: ocp.args.Composite) -> str:
+        """Writes; why that failed, or nothing."""
+        with _quiet() as failed:
+            try:
+                if step in self.steps:  # saved before it was evaluated
+                    self._manager.delete(step)
+                self._manager.save(step, args=arguments)
+            except Exception as error:  # Orbax and TensorStore have no class for a full disk
+                failed.append(reason(error, 120))
+        return "".join(failed)
+
+    def not_written(self, what: str, why: str) -> InputError:
         """What to say of a disk that is full, or cannot be written to any more."""
         kept = "there is no checkpoint yet"
         if self.steps:
             kept = f"the checkpoint of step {self.steps[0]} is whole"
         return InputError(
-            f"{what} cannot be written to {self._directory.parent} ({reason(error, 120)}); {kept}:"
-            " make room there, or let it be written to, and go on from there"
+            f"{what} cannot be written to {self._directory.parent} ({why}); {kept}: make room there"
+            " or let it be written to, and go on"
         )
 
     def restore(self, like: Any, step: int) -> tuple[TrainState, Progress]:
@@ -167,6 +179,29 @@ class Checkpoints:
         hosts.from_first(move)
         self._manager.reload()
         return aside
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[list[str]]:
+    """Nothing is said inside; Orbax and TensorStore would tell of a full disk for every array.
+
+    Yields:
+        A list of what failed, from which the caller learns it.
+    """
+    loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
+    before, hook, failed = [one.disabled for one in loggers], sys.unraisablehook, []
+    try:
+        for one in loggers:
+            one.disabled = True
+        sys.unraisablehook = lambda _: None
+        yield failed
+        if failed:
+            time.sleep(0.5)  # other arrays are under way
+            gc.collect()  # tasks that failed say so when they are forgotten
+    finally:
+        sys.unraisablehook = hook
+        for one, was in zip(loggers, before, strict=True):
+            one.disabled = was
 
 
 def digest(state: TrainState) -> UInt32[np.ndarray, " leaves"]:

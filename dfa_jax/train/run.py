@@ -15,7 +15,7 @@ from jaxtyping import Array
 
 from dfa_jax import tree
 from dfa_jax.data import Dataset, EpochShuffle, Stream, feed
-from dfa_jax.errors import DivergedError
+from dfa_jax.errors import DivergedError, reason
 from dfa_jax.models import Model
 from dfa_jax.train import compiled, hosts, interrupt, sharding, tensorboard
 from dfa_jax.train.checkpoint import Checkpoints, Progress
@@ -130,7 +130,7 @@ class Files(NamedTuple):
             try:
                 return function()
             except OSError as error:
-                raise self.checkpoints.not_written(what, error) from error
+                raise self.checkpoints.not_written(what, reason(error, 120)) from error
 
         return hosts.from_first(attempt)
 
