@@ -46,7 +46,8 @@ def ring(reason: str) -> bool:
 
 def _listen(client: Any, own: int) -> None:
     while not (reason := _heard(client)):
-        if _over.wait(1.0) and not _rung.is_set():
+        time.sleep(1.0)
+        if _over.is_set() and not _rung.is_set():
             return
     time.sleep(_GRACE_SECONDS)
     if not _rung.is_set():
