@@ -68,6 +68,7 @@ def test_prepares_array_record_in_the_folder(capsys, monkeypatch, tmp_path, fail
         assert captured.out == f"prepared: {tmp_path}/mnist/3.0.1\n"
 
 
+@pytest.mark.slow
 def test_runs_as_a_module():
     """Oracle: exit code 2 and a clean standard error in a process of its own."""
     command = [sys.executable, "-m", "dfa_jax.data.prepare"]

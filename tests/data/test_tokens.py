@@ -103,6 +103,7 @@ def test_bpe_merges_the_most_frequent_pair():
     assert ab[0] == 257
 
 
+@pytest.mark.slow
 def test_bpe_is_the_same_in_another_process():
     """Oracle: exact equivalence; hash tables are ordered otherwise in every process."""
     here: dict[str, str] = {}

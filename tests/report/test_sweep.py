@@ -150,6 +150,7 @@ def test_a_stopped_job_goes_on_from_its_checkpoint(tmp_path, monkeypatch):
     assert taken == list(range(12))
 
 
+@pytest.mark.slow
 def test_together_trains_what_is_alike(tmp_path, monkeypatch):
     """Invariant: jobs that differ in their seed go into one program, two at a time here; the records
     are those of `fit`, up to rounding, which a test of `fit_together` bounds."""
@@ -165,6 +166,7 @@ def test_together_trains_what_is_alike(tmp_path, monkeypatch):
     assert len(seen.done) == 4
 
 
+@pytest.mark.slow
 def test_programs_of_earlier_jobs_are_forgotten(tmp_path):
     """Invariant: a worker never holds the steps of more than one job: two programs, by the layout of
     the state that they start from."""

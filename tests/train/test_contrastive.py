@@ -127,6 +127,7 @@ def run(on=None, num_steps=4, **changes):
     return loop.run_steps(state, data, rows, num_steps, program=of)
 
 
+@pytest.mark.slow
 def test_mesh_does_not_matter():
     """Exact equivalence with one device, up to the order of float32 sums: views, noise, negatives
     and readout of a batch that is split eight ways. Parameters are one vector here, for a bias in
