@@ -11,7 +11,7 @@ lint-imports
 pyright --pythonpath "$(command -v python)"
 NO_MKDOCS_2_WARNING=1 mkdocs build --strict --quiet --site-dir "$scratch/site"
 pytest | tee "$scratch/pytest"
-# Without the checks of types and shapes, as users run it; they would be a quarter of the time.
+# Without the checks of types and shapes, as users run it, to save time.
 pytest -m "slow and not device" --jaxtyping-packages= | tee "$scratch/pytest-slow"
 python scripts/reproduce.py quickstart --results-dir "$scratch/results"
 

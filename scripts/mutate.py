@@ -572,8 +572,8 @@ SABOTAGES = {
     ),
     "forget the rate": Sabotage(
         "report/sweep.py",
-        "config = tuning.at_rate(recipe.variants[variant], rate)",
-        "config = recipe.variants[variant]",
+        "return Job(name, one.variant, tuning.at_rate(one.config, rate))",
+        "return Job(name, one.variant, one.config)",
         'tests/report/test_sweep.py -k are_one_worker -m "slow or not slow"',
     ),
     "begin a stopped run again": Sabotage(
@@ -581,6 +581,48 @@ SABOTAGES = {
         "again = not directory.latest_step() or (",
         "again = directory.path.exists() or (",
         "tests/report/test_run.py -k goes_on_from_its_checkpoint",
+    ),
+    "go on from no checkpoint": Sabotage(
+        "report/run.py",
+        "again = not directory.latest_step() or (",
+        "again = (",
+        "tests/report/test_run.py -k before_its_first_checkpoint",
+    ),
+    "keep a run of another configuration": Sabotage(
+        "report/run.py",
+        "return bool(directory.changes(config))",
+        "return False",
+        "tests/report/test_run.py -k unfinished_run_of_another",
+    ),
+    "do not close a run": Sabotage(
+        "train/directory.py",
+        "self._lock.release()",
+        "pass",
+        "tests/train/test_directory.py -k closed_run_can_be_opened",
+    ),
+    "say all that Orbax says": Sabotage(
+        "train/checkpoint.py",
+        "one.disabled = True",
+        "pass",
+        'tests/train/test_hosts.py -k fails_alone -m "slow or not slow"',
+    ),
+    "take images of any name": Sabotage(
+        "report/pod.py",
+        "except NotPreparedError:",
+        "except InputError:",
+        "tests/report/test_pod.py -k images_that_are_not_here",
+    ),
+    "take the tasks of srun for one run": Sabotage(
+        "train/hosts.py",
+        "if slurm else 1",
+        "if True else 1",
+        "tests/train/test_hosts.py -k environment_is_read",
+    ),
+    "sweep two grids at once": Sabotage(
+        "report/sweep.py",
+        "if found := _differences(hosts.from_first(lambda: open_folder(recipe, folder)), recipe):",
+        "if found := hosts.from_first(lambda: open_folder(recipe, folder)) and []:",
+        "tests/report/test_sweep.py -k other_grid_than_the_first",
     ),
 }
 

@@ -14,6 +14,10 @@ WELL_KNOWN_TEXT = ("stdlib", "tiny_shakespeare", "wiki40b/en", "lm1b", "c4/en")
 """The same for text; `stdlib` is embedded."""
 
 
+class NotPreparedError(InputError):
+    """A set that TFDS has is not on this machine."""
+
+
 def data_directory(data_dir: str | os.PathLike[str] | None) -> pathlib.Path:
     """Where prepared sets are: `data_dir`, else `$TFDS_DATA_DIR`, else `~/tensorflow_datasets`."""
     chosen = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
@@ -31,7 +35,8 @@ def find_prepared(
         well_known: names to suggest beside those that are prepared.
 
     Raises:
-        InputError: it is not there; says how to get it, or which name is near.
+        NotPreparedError: it is not there; says how to get it.
+        InputError: there is no such set; says which name is near.
     """
     prepared = prepared_sets(directory)
     if name in prepared:
@@ -44,7 +49,7 @@ def find_prepared(
         latest = (other for other in prepared if ":" not in other)
         names = dict.fromkeys((*well_known, *latest))
         raise InputError(f"{unknown('data set', name, names)} (searched {directory})")
-    raise InputError(
+    raise NotPreparedError(
         f"data set '{name}' is not in {directory}: get it with `pip install 'dfa_jax[prepare]'` and"
         f" `python -m dfa_jax.data.prepare {name} --data-dir {directory}`, or point --data.data-dir"
         " or TFDS_DATA_DIR at a folder that has it"

@@ -74,9 +74,9 @@ def _finish(folder: pathlib.Path, job: Job, record: RunRecord) -> bool:
     path, lock = folder / job.name, sweep.lock(folder, job.name)
     with contextlib.suppress(filelock.Timeout), lock.acquire(blocking=False):
         if RunDirectory(path).record() is None:
-            directory = RunDirectory.open(path, job.config, resume=True, overwrite=False)
-            directory.finish(record)
-            directory.close()
+            opened = RunDirectory.open(path, job.config, resume=True, overwrite=False)
+            with contextlib.closing(opened) as directory:
+                directory.finish(record)
             return True
     return False
 

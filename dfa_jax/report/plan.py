@@ -21,6 +21,11 @@ class Planned(NamedTuple):
     seed: int
     config: TrainConfig
 
+    @property
+    def name(self) -> str:
+        """Where its directory is, below the one that it is kept in while it is made."""
+        return f"runs/{self.variant}/seed_{self.seed}"
+
 
 def plan(recipe: Recipe) -> list[Planned]:
     """All runs in order: seed by seed, variants in the recipe's order, so a stop leaves balance."""

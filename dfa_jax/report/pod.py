@@ -16,6 +16,7 @@ from jax.experimental import topologies
 
 from dfa_jax import checks
 from dfa_jax.data import Dataset, MarkovData, TextData
+from dfa_jax.data.locate import NotPreparedError
 from dfa_jax.errors import InputError, reason
 from dfa_jax.train import compiled, sharding
 from dfa_jax.train.config import TrainConfig
@@ -242,7 +243,7 @@ def _dataset(config: TrainConfig) -> Dataset:
     else:
         try:
             return data.load()
-        except InputError:
+        except NotPreparedError:
             if not (side := getattr(data, "image_size", None)):
                 raise
         inputs = jax.ShapeDtypeStruct((number, side, side, 3), np.float32)

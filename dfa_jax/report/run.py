@@ -64,7 +64,7 @@ def run(
     todo = [one for one in plan.plan(recipe) if (one.variant, one.seed) not in done]
     total = len(plan.plan(recipe))
     for place, one in enumerate(todo):
-        folder = path.parent / UNFINISHED / "runs" / one.variant / f"seed_{one.seed}"
+        folder = path.parent / UNFINISHED / one.name
         record = train(recipe, one.variant, one.config, folder, data_dir, overwrite)
         keep(path, record, folder)
         held.append(record)

@@ -23,7 +23,7 @@ import os
 import pathlib
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import filelock
 import jax
@@ -85,8 +85,11 @@ class Survey(NamedTuple):
         return {job: record for job, record in self.done.items() if not job.is_trial}
 
 
-def open_folder(recipe: Recipe, folder: pathlib.Path) -> None:
+def open_folder(recipe: Recipe, folder: pathlib.Path) -> dict[str, Any]:
     """Makes the folder, or joins the workers that are there.
+
+    Returns:
+        The grid that it serves.
 
     Raises:
         InputError: the folder serves another grid, or cannot be written to.
@@ -101,7 +104,7 @@ def open_folder(recipe: Recipe, folder: pathlib.Path) -> None:
                 draft = path.with_suffix(".draft")
                 draft.write_text(json.dumps(grid, indent=1) + "\n")
                 os.replace(draft, path)
-                return
+                return grid
             held = json.loads(path.read_text())
     except ValueError as error:
         raise InputError(f"{folder / _GRID} is damaged ({error}); choose another folder") from error
@@ -117,6 +120,7 @@ def open_folder(recipe: Recipe, folder: pathlib.Path) -> None:
             f"{folder} holds a sweep of another grid ({found[0]}); choose another folder, or go"
             " back to its recipe"
         )
+    return held
 
 
 def _grid(recipe: Recipe) -> dict:
@@ -157,7 +161,7 @@ def survey(recipe: Recipe, folder: pathlib.Path) -> Survey:
         recipe = tuning.settled(recipe, list(trials.values()))
     for one in plan.plan(recipe):
         if one.variant in settled:
-            job = Job(f"runs/{one.variant}/seed_{one.seed}", one.variant, one.config)
+            job = Job(one.name, one.variant, one.config)
             if record := _record(folder, job, recipe.name):
                 done[job] = record
             else:
@@ -217,7 +221,11 @@ def work(
     Raises:
         InputError: the folder serves another grid, or a job cannot be run here.
     """
-    hosts.from_first(lambda: open_folder(recipe, folder))
+    if found := _differences(hosts.from_first(lambda: open_folder(recipe, folder)), recipe):
+        raise InputError(
+            f"process {jax.process_index()} sweeps another grid than process 0 ({found[0]}); give"
+            " all the same recipe"
+        )
     left = True
     while left:
         with _claimed(recipe, folder, together) as (jobs, left):
@@ -274,9 +282,8 @@ def _job(recipe: Recipe, name: str, rate: float) -> Job:
     if name.startswith("trials/"):
         label = name.removeprefix("trials/")
         return _trial(recipe, label, tuning.grid(recipe).variants[label])
-    variant, _, seed = name.removeprefix("runs/").rpartition("/seed_")
-    config = tuning.at_rate(recipe.variants[variant], rate)
-    return Job(name, variant, dataclasses.replace(config, seed=int(seed)))
+    (one,) = [one for one in plan.plan(recipe) if one.name == name]
+    return Job(name, one.variant, tuning.at_rate(one.config, rate))
 
 
 def _alike(first: Job, second: Job, folder: pathlib.Path) -> bool:

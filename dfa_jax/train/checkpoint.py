@@ -101,14 +101,17 @@ class Checkpoints:
 
     def _failure(self, step: int, arguments: ocp.args.Composite) -> str:
         """Writes; why that failed, or nothing."""
-        with _quiet() as failed:
+        with _quiet():
             try:
                 if step in self.steps:  # saved before it was evaluated
                     self._manager.delete(step)
                 self._manager.save(step, args=arguments)
+                return ""
             except Exception as error:  # Orbax and TensorStore have no class for a full disk
-                failed.append(reason(error, 120))
-        return "".join(failed)
+                why = reason(error, 120)
+            time.sleep(0.5)  # other arrays are under way
+            gc.collect()  # tasks that failed say so when they are forgotten, as the error is by now
+        return why
 
     def not_written(self, what: str, why: str) -> InputError:
         """What to say of a disk that is full, or cannot be written to any more."""
@@ -182,22 +185,15 @@ class Checkpoints:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[list[str]]:
-    """Nothing is said inside; Orbax and TensorStore would tell of a full disk for every array.
-
-    Yields:
-        A list of what failed, from which the caller learns it.
-    """
+def _quiet() -> Iterator[None]:
+    """Nothing is said inside; Orbax and TensorStore would tell of a full disk for every array."""
     loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
-    before, hook, failed = [one.disabled for one in loggers], sys.unraisablehook, []
+    before, hook = [one.disabled for one in loggers], sys.unraisablehook
     try:
         for one in loggers:
             one.disabled = True
         sys.unraisablehook = lambda _: None
-        yield failed
-        if failed:
-            time.sleep(0.5)  # other arrays are under way
-            gc.collect()  # tasks that failed say so when they are forgotten
+        yield
     finally:
         sys.unraisablehook = hook
         for one, was in zip(loggers, before, strict=True):

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -36,7 +37,6 @@ class RunDirectory:
 
     def __init__(self, path: pathlib.Path):
         self.path = path
-        self._lock = filelock.FileLock(path / _LOCK)
         self.checkpoints = path / "checkpoints"
         self.tensorboard = path / "tensorboard"
 
@@ -72,6 +72,10 @@ class RunDirectory:
                 " be written to"
             ) from error
         return directory
+
+    @functools.cached_property
+    def _lock(self) -> filelock.FileLock:
+        return filelock.FileLock(self.path / _LOCK)
 
     def close(self) -> None:
         """Lets others open it."""

@@ -83,7 +83,7 @@ class Files(NamedTuple):
 
         def claim() -> None:
             opened = RunDirectory.open(path, config, resume=resume, overwrite=overwrite)
-            stack.callback(opened.close)
+            stack.enter_context(contextlib.closing(opened))
 
         hosts.from_first(claim)
         hosts.check_shared(path)

@@ -12,7 +12,6 @@ import os
 import pathlib
 import random
 import signal
-import socket
 import sys
 import time
 import warnings
@@ -23,7 +22,7 @@ import sklearn.datasets  # noqa: F401  two seconds, here once for all workers
 from dfa_jax.report import sweep
 from dfa_jax.report.recipe import Recipe, Tuning
 from dfa_jax.train import hosts
-from tests.train import small
+from tests.train import meeting, small
 
 WORKERS = 2
 RULES = ("backprop", "direct_feedback_alignment")
@@ -79,12 +78,8 @@ def main(folder: pathlib.Path, kills: int) -> None:
 def joined(folder: pathlib.Path) -> None:
     """The sweep of `one`, by a worker of two processes with four devices each."""
     jax.config.update("jax_num_cpu_devices", 4)
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        place = f"127.0.0.1:{found.getsockname()[1]}"
-    names = ("DFA_JAX_COORDINATOR", "DFA_JAX_NUM_PROCESSES", "DFA_JAX_PROCESS_ID")
-    for own in range(2):
-        start(folder, one(), dict(zip(names, (place, "2", str(own)), strict=True)))
+    for environment in meeting.environments(2):
+        start(folder, one(), environment)
     for _ in range(2):
         _, status = os.wait()
         if status:

@@ -75,7 +75,7 @@ def test_unknown_topologies_are_refused(topology, message):
 
 def test_images_that_are_not_here(tmp_path):
     """Documented contract: of a set that is not on this machine the side is enough, or the error says
-    how to get it. Oracle: the shapes of one that is here, but for its number of channels."""
+    how to get it; of a set that nobody has, which there are. Oracle: the shapes of one that is here, but for its number of channels."""
     here = TrainConfig(data=ImageData(image_size=6), batch_size=32)
     away = dataclasses.replace(
         here, data=ImageData("imagenet2012", data_dir=str(tmp_path), image_size=6, stream=True)
@@ -83,9 +83,13 @@ def test_images_that_are_not_here(tmp_path):
     found, known = (examples(pod._dataset(config), 32) for config in (away, here))
     assert found.inputs.shape == (*known.inputs.shape[:3], 3)
     assert (found.inputs.dtype, found.targets) == (known.inputs.dtype, known.targets)
-    nowhere = dataclasses.replace(away, data=dataclasses.replace(away.data, image_size=None))
-    with pytest.raises(InputError, match="imagenet2012.*prepare"):
-        pod._dataset(nowhere)
+    for change, message in (
+        ({"image_size": None}, "imagenet2012.*prepare"),
+        ({"name": "imagnet2012"}, "unknown data set 'imagnet2012'; Known: digits"),
+    ):
+        other = dataclasses.replace(away, data=dataclasses.replace(away.data, **change))
+        with pytest.raises(InputError, match=message):
+            pod._dataset(other)
 
 
 WITHOUT_LIBTPU = """

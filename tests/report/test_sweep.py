@@ -216,6 +216,16 @@ def test_another_grid_is_refused(tmp_path):
         sweep.work(other, tmp_path)
 
 
+def test_other_grid_than_the_first_process_has(tmp_path, monkeypatch):
+    """Documented contract: refused where it differs, before a job is looked for that is not there. What
+    the first of several processes finds is put in the place of another's."""
+    grid = sweep.open_folder(UNTUNED, tmp_path)
+    monkeypatch.setattr(sweep.hosts, "from_first", lambda function: grid)
+    other = dataclasses.replace(UNTUNED, seeds=(0, 1, 2))
+    with pytest.raises(InputError, match=r"than process 0 \(seeds: \[0, 1\] -> \[0, 1, 2\]\)"):
+        sweep.work(other, tmp_path)
+
+
 def test_a_younger_setting_is_no_other_grid(tmp_path):
     """Invariant: a field that the library gained since, at its default, keeps the folder usable."""
     sweep.open_folder(UNTUNED, tmp_path)

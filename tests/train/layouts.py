@@ -8,7 +8,6 @@ and forks before JAX has started its threads, so that a process costs no second 
 
 import os
 import pathlib
-import socket
 import sys
 import time
 import warnings
@@ -19,7 +18,7 @@ import sklearn.datasets  # noqa: F401  two seconds, here once for all processes
 from jax.experimental import multihost_utils
 
 from dfa_jax.train import checkpoint, fit, hosts, sharding
-from tests.train import small, test_meshes
+from tests.train import meeting, small, test_meshes
 
 LAYOUTS = {  # number of processes, devices of each, and the mesh of them all
     "2x4": (2, 4, (4, 2, True)),
@@ -34,23 +33,14 @@ def main(folder: pathlib.Path) -> None:
     """One layout after another; each passes its checkpoints on."""
     before = folder / "first"
     for name, (number, devices, _) in LAYOUTS.items():
-        with socket.socket() as found:
-            found.bind(("127.0.0.1", 0))
-            port = found.getsockname()[1]
         (folder / name).mkdir()
         members = []
-        for own in range(number):
+        for environment in meeting.environments(number):
             if child := os.fork():
                 members.append(child)
                 continue
             jax.config.update("jax_num_cpu_devices", devices)
-            hosts.join(
-                {
-                    "DFA_JAX_COORDINATOR": f"127.0.0.1:{port}",
-                    "DFA_JAX_NUM_PROCESSES": str(number),
-                    "DFA_JAX_PROCESS_ID": str(own),
-                }
-            )
+            hosts.join(environment)
             member(folder, before, name)
             raise SystemExit
         wait_for(members, name)

@@ -9,7 +9,6 @@ import re
 import resource
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 
@@ -20,16 +19,10 @@ import pytest
 from dfa_jax.errors import InputError
 from dfa_jax.train import fit, hosts
 from tests import helpers
-from tests.train import killed, small
+from tests.train import killed, meeting, small
 from tests.train.test_resume import ROOTS
 
 RULE = "direct_feedback_alignment"
-
-
-def free_port():
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
 
 
 def run(folder, number, devices, *changes, **options):
@@ -41,16 +34,14 @@ def run(folder, number, devices, *changes, **options):
 
 def start(folder, number, devices, *changes, timeout="60", started=None, cramped=None):
     """The processes; a `{}` in the folder is the number of each. The cramped one can write small files."""
-    port, processes = free_port(), []
+    places, processes = meeting.environments(number), []
     for own in range(number) if started is None else started:
         environment = {
             **os.environ,
             "PYTHONPATH": os.pathsep.join(map(str, ROOTS)),
             "JAX_COMPILATION_CACHE_DIR": str(jax.config.jax_compilation_cache_dir),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-            "DFA_JAX_COORDINATOR": f"127.0.0.1:{port}",
-            "DFA_JAX_NUM_PROCESSES": str(number),
-            "DFA_JAX_PROCESS_ID": str(own),
+            **places[own],
             "DFA_JAX_TIMEOUT": timeout,
             "JAX_ENABLE_COMPILATION_CACHE": str(cramped is None),  # to which it would write halves
         }
