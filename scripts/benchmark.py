@@ -4,7 +4,8 @@
 `python scripts/benchmark.py theory` is about the shallow theory, see `benchmark_theory.py`, and
 `python scripts/benchmark.py forward_gradient` about local losses, `benchmark_forward_gradient.py`;
 `python scripts/benchmark.py fits` about scaling laws, `benchmark_fits.py`, and
-`python scripts/benchmark.py transformer` about decoders, `benchmark_transformer.py`.
+`python scripts/benchmark.py transformer` about decoders, `benchmark_transformer.py`;
+`python scripts/benchmark.py convnet` about the trainer's loops, `benchmark_convnet.py`.
 
 In each round every rule takes the same number of steps, in a random order; the ratio to
 backpropagation is taken within the round, so a machine that slows down slows down both.
@@ -13,7 +14,8 @@ backpropagation is taken within the round, so a machine that slows down slows do
 import pathlib
 import sys
 
-import benchmark_fits  # beside this file
+import benchmark_convnet  # beside this file
+import benchmark_fits
 import benchmark_forward_gradient
 import benchmark_theory
 import benchmark_transformer
@@ -36,6 +38,7 @@ def main(arguments: list[str]) -> None:
         "forward_gradient": benchmark_forward_gradient,
         "fits": benchmark_fits,
         "transformer": benchmark_transformer,
+        "convnet": benchmark_convnet,
     }
     if arguments and arguments[0] in others:
         others[arguments[0]].main(arguments[1:])

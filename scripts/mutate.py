@@ -624,6 +624,54 @@ SABOTAGES = {
         "if found := hosts.from_first(lambda: open_folder(recipe, folder)) and []:",
         "tests/report/test_sweep.py -k other_grid_than_the_first",
     ),
+    "leave convolutions in loops as they are": Sabotage(
+        "autodiff/loops.py",
+        "if not any(_is_out_of_order(equation) for equation in _equations(traced.jaxpr)):",
+        "if True:",
+        "tests/autodiff/test_loops.py -k 'in_order and steps'",
+    ),
+    "put convolutions in order on every device": Sabotage(
+        "autodiff/loops.py",
+        "cpu=in_order, default=as_written",
+        "cpu=in_order, default=in_order",
+        "tests/autodiff/test_loops.py -k other_devices",
+    ),
+    "put no inner loop in order": Sabotage(
+        "autodiff/loops.py",
+        "{name: _changed(value) for name, value in equation.params.items()}",
+        "equation.params",
+        "tests/autodiff/test_loops.py -k changes_no_number",
+    ),
+    "exchange the axes of an image": Sabotage(
+        "autodiff/loops.py",
+        "return jax.lax.transpose(y, _way(order.out_spec, written.out_spec))",
+        "return jax.lax.transpose(y, _way(written.out_spec, order.out_spec))",
+        "tests/autodiff/test_loops.py -k changes_no_number",
+    ),
+    "evaluate in a plain loop": Sabotage(
+        "train/compiled.py",
+        "jax.lax.map(loop_body(total), rows)",
+        "jax.lax.map(total, rows)",
+        "tests/autodiff/test_loops.py -k evaluation",
+    ),
+    "train ensembles in a plain loop": Sabotage(
+        "train/ensemble.py",
+        "loop_body(one), states)",
+        "one, states)",
+        "tests/autodiff/test_loops.py -k ensemble",
+    ),
+    "add parts up in a plain loop": Sabotage(
+        "train/step.py",
+        "jax.lax.scan(loop_body(add), begin,",
+        "jax.lax.scan(add, begin,",
+        "tests/autodiff/test_loops.py -k own",
+    ),
+    "probe in a plain loop": Sabotage(
+        "train/probe.py",
+        "jax.lax.map(loop_body(some), ",
+        "jax.lax.map(some, ",
+        "tests/autodiff/test_loops.py -k probe",
+    ),
 }
 
 

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from dfa_jax.autodiff.loops import loop_body
 from dfa_jax.keys import named_key
 from dfa_jax.types import PRNGKey
 
@@ -86,7 +87,7 @@ def mean_of_draws(
 
     like = jax.eval_shape(estimate, key)
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like)
-    total, _ = jax.lax.scan(one, zeros, jnp.arange(number))
+    total, _ = jax.lax.scan(loop_body(one), zeros, jnp.arange(number))
     return jax.tree.map(lambda leaf: leaf / number, total)
 
 

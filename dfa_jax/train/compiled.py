@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from dfa_jax import metrics
+from dfa_jax.autodiff.loops import loop_body
 from dfa_jax.losses import LOSSES, softmax_cross_entropy
 from dfa_jax.train import sharding
 from dfa_jax.train.program import Program
@@ -52,7 +53,7 @@ def run_steps(
         state, found = _step(state, data, rows, factor, program)
         return state, _noted(noted, i, found)
 
-    state, noted = jax.lax.fori_loop(0, num_steps, one, (state, _nothing(most)))
+    state, noted = jax.lax.fori_loop(0, num_steps, loop_body(one), (state, _nothing(most)))
     return _stays(state, program), _everywhere(noted, program)
 
 
@@ -77,7 +78,7 @@ def run_steps_together(
     number = len(states)
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
     begin = (stacked, _nothing(len(order), number))
-    stacked, noted = jax.lax.fori_loop(0, num_steps, one, begin)
+    stacked, noted = jax.lax.fori_loop(0, num_steps, loop_body(one), begin)
     apart = [jax.tree.map(lambda leaf, i=i: leaf[i], stacked) for i in range(number)]
     own = [jax.tree.map(lambda leaf, i=i: leaf[:, i], noted) for i in range(number)]
     return (
@@ -149,7 +150,7 @@ def evaluate(
         each = {name: a.reshape(len(rows), -1).mean(1) for name, a in found.items()}
         return {name: jnp.where(rows < number, a, 0).sum() for name, a in each.items()}
 
-    totals = jax.lax.map(total, rows)
+    totals = jax.lax.map(loop_body(total), rows)
     return _everywhere({name: a.sum() / number for name, a in totals.items()}, program)
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from dfa_jax import metrics, tree
+from dfa_jax.autodiff.loops import loop_body
 from dfa_jax.data import EpochShuffle, Stream
 from dfa_jax.data.base import check_labels
 from dfa_jax.errors import DivergedError, InputError
@@ -155,7 +156,7 @@ def run_steps(
         batches = jax.tree.map(lambda a: a[order[i]], data)  # [seed, batch, ...]
         return step(states, batches)[0]
 
-    return jax.lax.fori_loop(0, num_steps, one, states)
+    return jax.lax.fori_loop(0, num_steps, loop_body(one), states)
 
 
 @functools.partial(jax.jit, static_argnames=("program", "num_examples", "num_aligned"))

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from jaxtyping import Array
 
+from dfa_jax.autodiff.loops import loop_body
 from dfa_jax.errors import InputError
 from dfa_jax.models import Model
 from dfa_jax.train.readout import READOUT_PLACE, features, place_readout
@@ -110,5 +111,13 @@ def _labels(targets: Any) -> np.ndarray:
 
 @functools.partial(jax.jit, static_argnames="at")
 def _all_features(at: Model, params: Params, inputs: Array) -> Array:
-    """Of a whole set, a batch at a time; `inputs` go in one by one, so no remainder is left."""
-    return jax.lax.map(lambda x: features(at, params, x[None])[0], inputs, batch_size=_BATCH)
+    """Of a whole set, a batch at a time; the last one is filled up with the last example."""
+    number = len(inputs)
+    at_once = min(_BATCH, number)
+    rows = np.minimum(np.arange(math.ceil(number / at_once) * at_once), number - 1)
+
+    def some(rows: Array) -> Array:
+        return features(at, params, inputs[rows])
+
+    found = jax.lax.map(loop_body(some), rows.reshape(-1, at_once))
+    return found.reshape(len(rows), -1)[:number]

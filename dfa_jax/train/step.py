@@ -9,6 +9,7 @@ import optax
 from jaxtyping import Array, Float
 
 from dfa_jax import metrics, tree
+from dfa_jax.autodiff.loops import loop_body
 from dfa_jax.models.base import Model
 from dfa_jax.rules import LearningRule
 from dfa_jax.train.readout import Readout
@@ -92,5 +93,5 @@ def _in_parts(
     _, shapes = jax.eval_shape(estimate, key, rule_state, first)
     nothing = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
     begin = (rule_state, nothing)
-    (rule_state, total), _ = jax.lax.scan(add, begin, (jnp.arange(num_parts), parts))
+    (rule_state, total), _ = jax.lax.scan(loop_body(add), begin, (jnp.arange(num_parts), parts))
     return rule_state, jax.tree.map(lambda a: a / num_parts, total)
