@@ -40,13 +40,16 @@ class _Finders:
                 yield from finder.find_distributions(*context)
 
 
-def run(code, *extras, **options):
+def run(code, *extras, cwd=ROOT, **environment):
     """Runs code where the core and these extras alone are installed."""
     prelude = f"from tests.installed import hide; hide({sorted(others(*extras))})\n"
     return subprocess.run(
         [sys.executable, "-W", "error::ImportWarning", "-c", prelude + code],
-        **{"cwd": ROOT, "capture_output": True, "text": True, "check": False} | options,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
+        cwd=cwd,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"} | environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
 
 

@@ -1,6 +1,7 @@
 """What is installed is what is needed: the core and each extra alone, and a missing one in one line."""
 
 import ast
+import functools
 import json
 import re
 import subprocess
@@ -20,12 +21,15 @@ BESIDE = {path.stem for path in (ROOT / "scripts").glob("*.py")}  # scripts impo
 UNNEEDED = {"torch"}  # where it is there, benchmarks set PyTorch beside JAX
 
 
+parsed = functools.cache(lambda path: ast.parse(path.read_text()))
+
+
 class Imports(ast.NodeVisitor):
     """The other libraries that a file imports: with the file itself, and later."""
 
     def __init__(self, path):
         self.first, self.later, self.depth = set(), set(), 0
-        self.visit(ast.parse(path.read_text()))
+        self.visit(parsed(path))
 
     def note(self, *names):
         found = {name.partition(".")[0] for name in names}
@@ -69,7 +73,7 @@ def test_every_library_is_declared():
 def required():
     """Extra and module of every call of `require` that spells them out."""
     for path in FILES:
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(parsed(path)):
             if isinstance(node, ast.Call) and ast.unparse(node.func) == "require":
                 extra, _, *names = (getattr(argument, "value", None) for argument in node.args)
                 yield from ((extra, name) for name in names if isinstance(name, str))
@@ -156,8 +160,10 @@ def alone(tmp_path_factory):
     (folder / "run").mkdir()
     (folder / "run" / "config.json").write_text('{"rule": 0, "optimizer": 0}')
     before = files(folder)
+    cache = tmp_path_factory.mktemp("cache")  # where no text has been packed
     given = f"import pathlib; SCRIPTS = pathlib.Path({str(ROOT / 'scripts')!r}); CASES = {REFUSED}"
-    done = installed.run(f"{given}\n{ALONE}\n{EXAMPLES['']}", cwd=folder)
+    code = f"{given}\n{ALONE}\n{EXAMPLES['']}"
+    done = installed.run(code, cwd=folder, XDG_CACHE_HOME=str(cache))
     assert not done.returncode, done.stderr
     return json.loads(done.stdout) | {"before": before, "after": files(folder)}
 
