@@ -2,6 +2,8 @@
 
 import difflib
 import fnmatch
+import importlib.util
+import sys
 import typing
 from collections.abc import Iterable
 
@@ -16,6 +18,34 @@ class DivergedError(InputError):
 
 class SiteError(InputError):
     """A credit site is unknown, was not reached, or sits where its error cannot be delivered."""
+
+
+class MissingExtraError(InputError):
+    """A library is not installed that an extra of `pyproject.toml` has."""
+
+
+def require(extra: str, purpose: str, *modules: str) -> None:
+    """Refuses what needs a library that is not installed, before any work.
+
+    Libraries outside of the core are imported in the functions that use them; whoever calls those
+    first asks for all of them here.
+
+    Args:
+        extra: the one to install.
+        purpose: what needs it.
+        modules: top-level names, as they are imported.
+
+    Raises:
+        MissingExtraError: names the module and the command that installs it.
+
+    >>> require("train", "training", "tqdm")
+    """
+    for name in modules:
+        if sys.modules.get(name) is None and importlib.util.find_spec(name) is None:
+            raise MissingExtraError(
+                f"{purpose} needs the module '{name}', which is not installed: pip install"
+                f" 'dfa_jax[{extra}]' (in a clone: pip install -e '.[{extra}]')"
+            )
 
 
 def reason(error: Exception, most: int = 200) -> str:

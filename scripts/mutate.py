@@ -672,6 +672,48 @@ SABOTAGES = {
         "jax.lax.map(some, ",
         "tests/autodiff/test_loops.py -k probe",
     ),
+    "begin a run without its extra": Sabotage(
+        "train/loop.py",
+        'require("train", "a run", "filelock", "sklearn", "tensorboardX", "tqdm")',
+        "pass",
+        "tests/test_install.py -k one_line",
+    ),
+    "draw last, after hours of work": Sabotage(
+        "report/publish.py",
+        'require("report", "the figure of a recipe", "matplotlib")',
+        "pass",
+        "tests/test_install.py -k one_line",
+    ),
+    "name another extra": Sabotage(
+        "data/vocabulary.py",
+        'require("data", "a vocabulary of byte pairs", "tokenizers")\n        import',
+        'require("train", "a vocabulary of byte pairs", "tokenizers")\n        import',
+        "tests/test_install.py -k extra_that_is_named",
+    ),
+    "load SciPy with the library": Sabotage(
+        "data/markov.py",
+        "import numpy as np\n",
+        "import numpy as np\nimport scipy.special\n",
+        "tests/test_install.py -k plain_import",
+    ),
+    "load SciPy's statistics with a recipe": Sabotage(
+        "report/statistics.py",
+        "import numpy as np\n",
+        "import numpy as np\nimport scipy.stats\n",
+        "tests/test_install.py -k without_drawing",
+    ),
+    "load Matplotlib with a recipe": Sabotage(
+        "report/panel.py",
+        "import numpy as np\n",
+        "import matplotlib\nimport numpy as np\n",
+        "tests/test_install.py -k core_alone",
+    ),
+    "use what only another library brings": Sabotage(
+        "report/figure.py",
+        "    import matplotlib\n",
+        "    import matplotlib\n    import chex\n",
+        "tests/test_install.py -k declared",
+    ),
 }
 
 

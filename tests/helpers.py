@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -30,16 +31,8 @@ def assert_close(actual: Any, expected: Any, tolerance: float = 1e-6) -> None:
 
 def assert_identical(actual: Any, expected: Any) -> None:
     """Same tree, types and bits."""
-    assert jax.tree.structure(actual) == jax.tree.structure(expected)
-    pairs = zip(jax.tree.leaves_with_path(actual), jax.tree.leaves(expected), strict=True)
-    for (path, found), wanted in pairs:
-        assert found.dtype == wanted.dtype, jax.tree_util.keystr(path)
-        np.testing.assert_array_equal(found, wanted, err_msg=jax.tree_util.keystr(path))
-
-
-def shapes(tree: Any) -> Any:
-    """Shape and type of every leaf."""
-    return jax.tree.map(lambda leaf: (leaf.shape, str(leaf.dtype)), tree)
+    chex.assert_trees_all_equal_dtypes(actual, expected)
+    chex.assert_trees_all_equal(actual, expected, strict=True)
 
 
 def to_float64(tree: Any) -> Any:

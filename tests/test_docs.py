@@ -122,5 +122,5 @@ def test_links_of_the_readme_lead_somewhere():
 
 def test_the_readme_gives_the_two_commands():
     readme = (ROOT / "README.md").read_text()
-    assert "\npip install -e . && python scripts/reproduce.py quickstart\n" in readme
+    assert "\npip install -e '.[all]' && python scripts/reproduce.py quickstart\n" in readme
     assert "\npip install -e '.[dev]' && pytest\n" in readme

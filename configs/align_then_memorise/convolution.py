@@ -19,12 +19,12 @@ from collections.abc import Mapping, Sequence
 import flax.linen as nn
 import jax
 import numpy as np
-from matplotlib.figure import Figure
 
 from dfa_jax.data import ImageData
 from dfa_jax.optim import Optimizer
 from dfa_jax.report import ensembles, finding, panel
 from dfa_jax.report.finding import Finding
+from dfa_jax.report.panel import Figure
 from dfa_jax.report.shrink import shrink_config
 from dfa_jax.report.study import Results, Study
 from dfa_jax.report.style import Theme

@@ -17,7 +17,6 @@ the grid and its diagonal in place of 25 points, and batches drawn anew each epo
 from collections.abc import Sequence
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from dfa_jax.data import GaussianTargets
 from dfa_jax.models import MLP
@@ -26,6 +25,7 @@ from dfa_jax.optim import Optimizer
 from dfa_jax.report import finding, panel, style
 from dfa_jax.report.ensembles import Ensemble
 from dfa_jax.report.finding import Finding
+from dfa_jax.report.panel import Figure
 from dfa_jax.report.study import Results, Study
 from dfa_jax.report.style import Theme
 from dfa_jax.rules import DirectFeedbackAlignment

@@ -18,7 +18,6 @@ loss, 6e-4 to 3e-3 for the sum over the batch, as high as each network trains at
 from collections.abc import Sequence
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from dfa_jax.data import ImageData
 from dfa_jax.models import MLP
@@ -27,6 +26,7 @@ from dfa_jax.optim import Optimizer
 from dfa_jax.report import ensembles, finding, panel, style
 from dfa_jax.report.ensembles import Ensemble
 from dfa_jax.report.finding import Finding
+from dfa_jax.report.panel import Figure
 from dfa_jax.report.study import Results, Study
 from dfa_jax.report.style import Theme
 from dfa_jax.rules import Backprop, DirectFeedbackAlignment

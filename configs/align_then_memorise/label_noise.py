@@ -17,11 +17,11 @@ import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from dfa_jax.report import catalogue, ensembles, finding, panel
 from dfa_jax.report.ensembles import Ensemble
 from dfa_jax.report.finding import Finding
+from dfa_jax.report.panel import Figure
 from dfa_jax.report.study import Arrays, Results, Study
 from dfa_jax.report.style import Theme
 

@@ -13,10 +13,10 @@ The runs are those of align_then_memorise/deep_networks, with what it says about
 from collections.abc import Sequence
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from dfa_jax.report import catalogue, ensembles, panel
 from dfa_jax.report.finding import Finding
+from dfa_jax.report.panel import Figure
 from dfa_jax.report.study import Arrays, Results, Study
 from dfa_jax.report.style import Theme
 

@@ -17,11 +17,11 @@ from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
-from matplotlib.figure import Figure
 
 from dfa_jax import theory
 from dfa_jax.report import finding, panel, style
 from dfa_jax.report.finding import Finding
+from dfa_jax.report.panel import Figure
 from dfa_jax.report.study import Results, Study
 from dfa_jax.report.style import Theme
 from dfa_jax.theory.clock import log_times

@@ -15,11 +15,10 @@ of 1,000, five seeds in place of ten, ReLU alone, MNIST alone.
 import dataclasses
 from collections.abc import Sequence
 
-from matplotlib.figure import Figure
-
 from dfa_jax.report import catalogue, ensembles, finding, panel, style
 from dfa_jax.report.ensembles import Ensemble
 from dfa_jax.report.finding import Finding
+from dfa_jax.report.panel import Figure
 from dfa_jax.report.study import Results, Study
 from dfa_jax.report.style import Theme
 

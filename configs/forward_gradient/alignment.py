@@ -33,9 +33,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from dfa_jax import tree
 from dfa_jax.autodiff import sites
@@ -45,6 +42,7 @@ from dfa_jax.models import MLP, LocalMixer, from_linen
 from dfa_jax.models.base import Model
 from dfa_jax.report import ensembles, finding, panel
 from dfa_jax.report.finding import Finding
+from dfa_jax.report.panel import Axes, Figure
 from dfa_jax.report.series import from_summaries
 from dfa_jax.report.statistics import summarise
 from dfa_jax.report.study import Arrays, Results, Study
@@ -320,6 +318,8 @@ def draw(results: Results, theme: Theme) -> Figure:
 
 def curves(axis: Axes, cases: Mapping[str, Arrays | None], along: str, theme: Theme) -> None:
     """Points with intervals; a line where there is a prediction, else between the points."""
+    from matplotlib.ticker import FixedLocator, NullLocator
+
     known = {label: found for label, found in cases.items() if found is not None}
     ticks = set()
     for place, (label, found) in enumerate(known.items()):
@@ -347,15 +347,15 @@ def curves(axis: Axes, cases: Mapping[str, Arrays | None], along: str, theme: Th
     axis.xaxis.set_major_locator(FixedLocator(sorted(ticks)))
     axis.xaxis.set_minor_locator(NullLocator())
     for which in (axis.xaxis.set_major_formatter, axis.yaxis.set_major_formatter):
-        which(FuncFormatter(lambda value, _: f"{value:g}"))
-    axis.yaxis.set_minor_formatter(FuncFormatter(in_words))
+        which(lambda value, _: f"{value:g}")
+    axis.yaxis.set_minor_formatter(in_words)
     if known:
         low, high = axis.get_ylim()
         axis.set_ylim(low / 2 if along == "width" else low, high)  # room for the legend
         axis.legend(loc="lower right" if along == "draws" else "lower left", fontsize=8)
 
 
-def in_words(value: float, _: int) -> str:
+def in_words(value: float, _: float) -> str:
     """Labels at 2 and 5 times a power of ten."""
     return f"{value:g}" if f"{value:e}"[0] in "25" else ""
 

@@ -25,8 +25,6 @@ from collections.abc import Mapping, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from dfa_jax.autodiff.replicate import REPLICATED
 from dfa_jax.losses import softmax_cross_entropy
@@ -34,6 +32,7 @@ from dfa_jax.models import LocalMixer, from_linen
 from dfa_jax.report import cost, ensembles, finding, panel
 from dfa_jax.report.cost import Program
 from dfa_jax.report.finding import Finding
+from dfa_jax.report.panel import Axes, Figure
 from dfa_jax.report.study import Results, Study
 from dfa_jax.report.style import Theme
 from dfa_jax.rules import ActivityForwardGradient, Backprop, LearningRule, LocalLosses

@@ -19,11 +19,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from matplotlib.figure import Figure
 
 from dfa_jax.models import from_linen
 from dfa_jax.report import ensembles, finding, panel
 from dfa_jax.report.finding import Finding
+from dfa_jax.report.panel import Figure
 from dfa_jax.report.study import Results, Study
 from dfa_jax.report.style import Theme
 from dfa_jax.rules import ActivityForwardGradient, LearningRule, WeightForwardGradient

@@ -18,11 +18,10 @@ import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from dfa_jax.report import catalogue, ensembles, finding, panel, series
 from dfa_jax.report.finding import Finding
+from dfa_jax.report.panel import Axes, Figure
 from dfa_jax.report.recipe import Recipe, Tuning, label_of
 from dfa_jax.report.run_study import RunStudy
 from dfa_jax.report.statistics import summarise

@@ -25,13 +25,12 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from dfa_jax.errors import InputError
 from dfa_jax.report import catalogue, ladder, panel, style
 from dfa_jax.report.finding import Finding
 from dfa_jax.report.ladder import Counting
+from dfa_jax.report.panel import Axes, Figure
 from dfa_jax.report.run_study import RunStudy
 from dfa_jax.report.style import Theme
 from dfa_jax.scaling import laws

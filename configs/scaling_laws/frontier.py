@@ -30,8 +30,6 @@ from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from dfa_jax.data import TextData
 from dfa_jax.models import Transformer
@@ -40,6 +38,7 @@ from dfa_jax.optim import Optimizer
 from dfa_jax.report import finding, ladder, panel, style
 from dfa_jax.report.finding import Finding
 from dfa_jax.report.ladder import Counting
+from dfa_jax.report.panel import Axes, Figure
 from dfa_jax.report.recipe import Recipe, Tuning
 from dfa_jax.report.run_study import RunStudy
 from dfa_jax.report.style import Theme

@@ -20,11 +20,10 @@ from collections.abc import Sequence
 
 import jax
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from dfa_jax.report import catalogue, ladder, panel, style
 from dfa_jax.report.finding import Finding
+from dfa_jax.report.panel import Axes, Figure
 from dfa_jax.report.run_study import RunStudy
 from dfa_jax.report.style import Theme
 from dfa_jax.scaling import Fit, Run, allocation, bootstrap, compute_optimal, laws

@@ -28,7 +28,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from matplotlib.figure import Figure
 
 from dfa_jax.data import MarkovData
 from dfa_jax.models import Transformer
@@ -36,6 +35,7 @@ from dfa_jax.models.transformer import credit_sites
 from dfa_jax.optim import Optimizer
 from dfa_jax.report import finding, ladder, panel, style
 from dfa_jax.report.finding import Finding
+from dfa_jax.report.panel import Figure
 from dfa_jax.report.recipe import Recipe
 from dfa_jax.report.run_study import RunStudy
 from dfa_jax.report.style import Theme

@@ -22,12 +22,11 @@ import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from dfa_jax.models.transformer import Norm
 from dfa_jax.report import catalogue, finding, panel, series, tuning
 from dfa_jax.report.finding import Finding
+from dfa_jax.report.panel import Axes, Figure
 from dfa_jax.report.recipe import Recipe, Tuning
 from dfa_jax.report.run_study import RunStudy
 from dfa_jax.report.style import Theme

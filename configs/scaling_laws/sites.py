@@ -23,12 +23,11 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from dfa_jax.models.transformer import Granularity, credit_sites
 from dfa_jax.report import catalogue, finding, ladder, panel, series, style
 from dfa_jax.report.finding import Finding
+from dfa_jax.report.panel import Axes, Figure
 from dfa_jax.report.recipe import Recipe, Tuning
 from dfa_jax.report.run_study import RunStudy
 from dfa_jax.report.statistics import summarise

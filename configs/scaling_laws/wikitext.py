@@ -25,13 +25,13 @@ import itertools
 from collections.abc import Sequence
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from dfa_jax.models import Transformer
 from dfa_jax.models.transformer import Granularity, credit_sites
 from dfa_jax.optim import Optimizer
 from dfa_jax.report import catalogue, finding, panel, series, style
 from dfa_jax.report.finding import Finding
+from dfa_jax.report.panel import Figure
 from dfa_jax.report.recipe import Recipe, Tuning
 from dfa_jax.report.run_study import RunStudy
 from dfa_jax.report.statistics import summarise

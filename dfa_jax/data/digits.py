@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from dfa_jax.data.base import ImageArrays
+from dfa_jax.errors import require
 from dfa_jax.types import Batch
 
 
@@ -17,6 +18,7 @@ def load_digits() -> ImageArrays:
     Source: Alpaydin and Kaynak (1998), Optical Recognition of Handwritten Digits, UCI Machine
     Learning Repository (its test set), as scikit-learn ships it (`sklearn.datasets.load_digits`).
     """
+    require("data", "the data set 'digits'", "sklearn")
     from sklearn import datasets  # slow to import
 
     source: Any = datasets.load_digits()

@@ -10,9 +10,9 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from dfa_jax.data.locate import WELL_KNOWN_TEXT, data_directory, find_prepared
+from dfa_jax.data.locate import NEEDED, WELL_KNOWN_TEXT, data_directory, find_prepared
 from dfa_jax.data.stored import fingerprint, readable
-from dfa_jax.errors import InputError
+from dfa_jax.errors import InputError, require
 
 _UNUSUAL = frozenset(
     (
@@ -102,6 +102,7 @@ def open_tfds_text(name: str, data_dir: str | os.PathLike[str] | None = None) ->
         InputError: the set is unknown, not prepared, damaged, or none of text.
     """
     folder = find_prepared(name, data_directory(data_dir), WELL_KNOWN_TEXT)
+    require("data", f"reading '{name}'", *NEEDED)
     with readable(name, folder):
         import tensorflow_datasets as tfds  # slow to import
 

@@ -5,10 +5,10 @@ import dataclasses
 import io
 import os
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
-from PIL import Image
 
 from dfa_jax.data.stored import StoredSplit
 from dfa_jax.data.stream import Stream
@@ -125,6 +125,8 @@ class ImageStream(Stream):
 
     def _decoded(self, index: int, encoded: bytes) -> np.ndarray:
         """`[height, width, channels]` uint8."""
+        from PIL import Image  # of an extra
+
         try:
             with Image.open(io.BytesIO(encoded)) as image:
                 image = image.convert(_MODES[self._channels])
@@ -153,8 +155,10 @@ class ImageStream(Stream):
             )
 
 
-def _squared(image: Image.Image, size: int) -> Image.Image:
+def _squared(image: Any, size: int) -> Any:
     """The largest square in the middle, resized; one that is of this size already is unchanged."""
+    from PIL import Image  # of an extra
+
     side = min(image.size)
     left, top = ((length - side) // 2 for length in image.size)
     # Cut first: `resize(box=...)` lets pixels from outside of the box shine in at its border.

@@ -5,13 +5,17 @@ import os
 import pathlib
 from collections.abc import Sequence
 
-from dfa_jax.errors import InputError, unknown
+from dfa_jax.errors import InputError, require, unknown
 
 WELL_KNOWN = ("digits", "mnist", "fashion_mnist", "kmnist", "cifar10", "cifar100", "svhn_cropped")
 """Names to suggest beside those that are prepared; `digits` is embedded."""
 
 WELL_KNOWN_TEXT = ("stdlib", "tiny_shakespeare", "wiki40b/en", "lm1b", "c4/en")
 """The same for text; `stdlib` is embedded."""
+
+
+NEEDED = ("tensorflow_datasets", "importlib_resources", "array_record")
+"""Modules that read prepared sets; TFDS does not say that it needs the second."""
 
 
 class NotPreparedError(InputError):
@@ -73,6 +77,7 @@ def prepared_sets(directory: pathlib.Path) -> dict[str, pathlib.Path]:
 
 def registered() -> Sequence[str]:
     """Names that TFDS can prepare."""
+    require("data", "a list of TFDS's data sets", *NEEDED)
     import tensorflow_datasets as tfds  # slow to import
 
     # TFDS stops to look for names at the first folder that does not import (one needs h5py), before

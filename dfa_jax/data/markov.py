@@ -5,7 +5,6 @@ import functools
 
 import numpy as np
 from jaxtyping import Float, Int
-from scipy import special
 
 from dfa_jax.data.base import Dataset
 from dfa_jax.errors import InputError
@@ -91,6 +90,8 @@ class MarkovData:
     @functools.cached_property
     def transition(self) -> Float[np.ndarray, "states symbols"]:
         """`P_sa`; the last symbol of a word is its state's last digit to the base `A`."""
+        from scipy import special  # slow to import
+
         # RandomState and not default_rng: NumPy promises that its stream never changes.
         random = np.random.RandomState([self.seed, 0])
         shape = (self.num_symbols**self.order, self.num_symbols)
@@ -116,7 +117,7 @@ class MarkovData:
     @property
     def entropy(self) -> float:
         """Entropy rate of the chain, nats per token."""
-        return float(self.stationary @ special.entr(self.transition).sum(1))
+        return float(self.stationary @ _entropies(self.transition).sum(1))
 
     @property
     def optimal_loss(self) -> float:
@@ -133,7 +134,7 @@ class MarkovData:
         """`H_n`, nats."""
         words = self.stationary.reshape((self.num_symbols,) * self.order)
         shorter = words.sum(tuple(range(length, self.order)))
-        return float(special.entr(shorter).sum() + max(0, length - self.order) * self.entropy)
+        return float(_entropies(shorter).sum() + max(0, length - self.order) * self.entropy)
 
     def _following(self, states: np.ndarray, symbol: np.ndarray | int) -> np.ndarray:
         """The states after a symbol: it comes in, the oldest one leaves."""
@@ -153,3 +154,10 @@ class MarkovData:
             windows[:, t], states = symbols, self._following(states, symbols)
         windows = windows[:, : self.context + 1]
         return Batch(windows[:, :-1].copy(), windows[:, 1:].copy())
+
+
+def _entropies(probabilities: np.ndarray) -> np.ndarray:
+    """`-p log p` of each, nats."""
+    from scipy import special  # slow to import
+
+    return special.entr(probabilities)

@@ -10,8 +10,8 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from dfa_jax.data.locate import data_directory, registered
-from dfa_jax.errors import InputError, reason
+from dfa_jax.data.locate import NEEDED, data_directory, registered
+from dfa_jax.errors import InputError, reason, require
 
 
 def prepare(name: str, directory: pathlib.Path) -> pathlib.Path:
@@ -20,6 +20,7 @@ def prepare(name: str, directory: pathlib.Path) -> pathlib.Path:
     Raises:
         InputError: TFDS does not know the name, TensorFlow is missing, or the preparation failed.
     """
+    require("prepare", "preparing a data set", *NEEDED)
     import tensorflow_datasets as tfds  # slow to import
 
     names = registered()
@@ -29,13 +30,7 @@ def prepare(name: str, directory: pathlib.Path) -> pathlib.Path:
         raise InputError(
             f"unknown TFDS data set '{name}'; {hint}tfds.list_builders() lists all {len(names)}"
         )
-    try:
-        import tensorflow as tf
-    except ImportError as error:
-        raise InputError(
-            "preparing a data set needs TensorFlow: pip install 'dfa_jax[prepare]'"
-        ) from error
-    del tf  # TFDS imports it by itself; here only to fail before the download
+    require("prepare", "preparing a data set", "tensorflow")  # TFDS would only find out later
     try:
         builder = tfds.builder(name, data_dir=directory)
         builder.download_and_prepare(file_format="array_record")

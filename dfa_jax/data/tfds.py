@@ -7,9 +7,9 @@ import numpy as np
 
 from dfa_jax.data.base import ImageArrays
 from dfa_jax.data.cache import cached_arrays
-from dfa_jax.data.locate import data_directory, find_prepared
+from dfa_jax.data.locate import NEEDED, data_directory, find_prepared
 from dfa_jax.data.stored import StoredSplit, fingerprint, readable
-from dfa_jax.errors import InputError
+from dfa_jax.errors import InputError, require
 from dfa_jax.types import Batch
 
 _CHUNK = 1000  # examples decoded at a time
@@ -31,6 +31,7 @@ def load_tfds(name: str, data_dir: str | os.PathLike[str] | None = None) -> Imag
         InputError: the set is unknown, not prepared, damaged, or not of 8-bit images of one shape.
     """
     folder = find_prepared(name, data_directory(data_dir))
+    require("data", f"reading '{name}'", *NEEDED)
     with readable(name, folder):
         import tensorflow_datasets as tfds  # slow to import
 
@@ -58,6 +59,7 @@ def open_tfds(
         InputError: the set is unknown, not prepared, damaged, empty, or not of 8-bit images.
     """
     folder = find_prepared(name, data_directory(data_dir))
+    require("data", f"reading '{name}'", "PIL", *NEEDED)
     with readable(name, folder):
         import tensorflow_datasets as tfds  # slow to import
 

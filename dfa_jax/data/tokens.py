@@ -16,11 +16,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-import tqdm
 from jaxtyping import UInt
 
 from dfa_jax.data.vocabulary import SEPARATOR, Vocabulary, vocabulary_from_json
-from dfa_jax.errors import InputError
+from dfa_jax.errors import InputError, require
 
 VERIFIED_BYTES = 2**30
 """Files up to this size are checked against their checksum whenever they are opened."""
@@ -105,6 +104,7 @@ def pack_tokens(
     Raises:
         InputError: the files cannot be written.
     """
+    require("data", "a text", "tqdm")
     limits = {"train": most_tokens}
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -223,6 +223,8 @@ def _rename(unfinished: str, folder: pathlib.Path) -> None:
 def _write_split(
     path: pathlib.Path, vocabulary: Vocabulary, documents: Iterable[bytes], most: int | None
 ) -> SplitInfo:
+    import tqdm  # of an extra
+
     num_tokens, num_bytes, digest = 0, 0, hashlib.sha256()
     separator = np.full(1, SEPARATOR, vocabulary.dtype).tobytes()
     bar = tqdm.tqdm(

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from dfa_jax.errors import InputError, reason
+from dfa_jax.errors import InputError, reason, require
 
 Tokenizer = Literal["bytes", "bpe"]
 """A token a byte, 256 of them; or byte-level byte-pair encoding, learned from the training text."""
@@ -124,6 +124,7 @@ class BPEVocabulary(Vocabulary):
 
     @functools.cached_property
     def _tokenizer(self) -> Any:
+        require("data", "a vocabulary of byte pairs", "tokenizers")
         import tokenizers  # slow to import
 
         try:
@@ -144,6 +145,7 @@ def learn_bpe(documents: Iterable[bytes], size: int) -> BPEVocabulary:
     Raises:
         InputError: `size` is below 257, or more than there are pairs to merge.
     """
+    require("data", "a vocabulary of byte pairs", "tokenizers")
     import tokenizers  # slow to import
 
     check_bpe_size(size)

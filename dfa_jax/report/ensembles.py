@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
 
 from dfa_jax.report import panel, style
+from dfa_jax.report.panel import Axes
 from dfa_jax.report.series import Series, from_summaries
 from dfa_jax.report.shrink import shrink_config
 from dfa_jax.report.statistics import summarise

@@ -3,11 +3,9 @@
 import io
 from collections.abc import Callable, Sequence
 
-import matplotlib
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-
+from dfa_jax.errors import require
 from dfa_jax.report import panel, series, style
+from dfa_jax.report.panel import Axes, Figure
 from dfa_jax.report.recipe import BASELINE, group_of, label_of
 from dfa_jax.report.series import Series
 from dfa_jax.report.statistics import summarise
@@ -19,6 +17,9 @@ DPI = 160
 
 def draw(name: str, records: Sequence[RunRecord], theme: Theme = "light") -> bytes:
     """A recipe's figure as PNG; `records` must not be empty."""
+    require("report", "a figure", "matplotlib")
+    import matplotlib
+
     with matplotlib.rc_context(style.settings(theme)):
         figure = FIGURES[name](records, theme)
         buffer = io.BytesIO()

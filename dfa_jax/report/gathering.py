@@ -9,8 +9,6 @@ import contextlib
 import pathlib
 from collections.abc import Sequence
 
-import filelock
-
 from dfa_jax.report import plan, sweep, tuning
 from dfa_jax.report.recipe import Recipe
 from dfa_jax.report.sweep import Job, Survey
@@ -71,6 +69,8 @@ def _on_record(
 
 def _finish(folder: pathlib.Path, job: Job, record: RunRecord) -> bool:
     """Writes the record into the job's directory, unless somebody works on it or has done it."""
+    import filelock  # of an extra
+
     path, lock = folder / job.name, sweep.lock(folder, job.name)
     with contextlib.suppress(filelock.Timeout), lock.acquire(blocking=False):
         if RunDirectory(path).record() is None:

@@ -1,24 +1,31 @@
-"""The parts of figures: panels, lines with bands, axes, the legend of rules."""
+"""The parts of figures: panels, lines with bands, axes, the legend of rules.
+
+Matplotlib is loaded when something is drawn: recipes are read where nothing will be, too.
+"""
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from dfa_jax.report import style
 from dfa_jax.report.series import Series
 from dfa_jax.report.style import Theme
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes as Axes
+    from matplotlib.figure import Figure as Figure
+else:
+    Axes = Figure = Any
 
 DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5)))
 
 
 def panels(num_rows: int, num_columns: int) -> tuple[Figure, np.ndarray]:
     """A figure and its panels, `[row, column]`; a single column lies down, side by side."""
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
     across, down = (num_rows, 1) if num_columns == 1 else (num_columns, num_rows)
     size = (4.6 * across + 0.6, 3.7 * down + 0.5)
     layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1)
@@ -47,6 +54,8 @@ def band(axes: Axes, curve: Series, colour: str, **options: Any) -> None:
 
 def log_percent_axis(axes: Iterable[Axes]) -> None:
     """One logarithmic range of per cents for all panels, with plain labels at 1, 1.5, 2, 3, ..."""
+    from matplotlib.ticker import FixedLocator, NullLocator
+
     axes = list(axes)
     lines = [line for panel in axes for line in panel.lines]
     bands = [path for panel in axes for band in panel.collections for path in band.get_paths()]
@@ -61,20 +70,24 @@ def log_percent_axis(axes: Iterable[Axes]) -> None:
         panel.set_yscale("log")
         panel.set_ylim(low / 1.1, min(high * 1.1, 100))
         panel.yaxis.set_major_locator(FixedLocator(ticks))
-        panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        panel.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         panel.yaxis.set_minor_locator(NullLocator())
 
 
 def log_loss_axis(axes: Axes) -> None:
     """A logarithmic range of losses with plain labels at 1, 1.5, 2, 2.5, 3, 4, ..."""
+    from matplotlib.ticker import FixedLocator, NullLocator
+
     axes.set_yscale("log")
     axes.yaxis.set_major_locator(FixedLocator([0.5, 0.7, 1, 1.5, 2, 2.5, *range(3, 12)]))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.yaxis.set_minor_locator(NullLocator())
 
 
 def count_axis(axes: Axes, name: str, ticks: Sequence[int] | None = None) -> None:
     """Whole numbers along x: these, or round ones."""
+    from matplotlib.ticker import FixedLocator, MaxNLocator
+
     axes.set_xlabel(name)
     axes.xaxis.set_major_locator(FixedLocator(ticks) if ticks else MaxNLocator(integer=True))
 
@@ -87,6 +100,8 @@ def cosine_axis(axes: Axes) -> None:
 
 def rule_legend(figure: Figure, rules: Sequence[str], theme: Theme) -> None:
     """All rules above the panels."""
+    from matplotlib.lines import Line2D
+
     handles = [
         Line2D(
             [],
@@ -102,6 +117,8 @@ def rule_legend(figure: Figure, rules: Sequence[str], theme: Theme) -> None:
 
 def dash_legend(axes: Axes, sites: Sequence[str], theme: Theme) -> None:
     """Which dashes are which site."""
+    from matplotlib.lines import Line2D
+
     handles = [
         Line2D([], [], color=style.INK[theme], linestyle=DASHES[i % len(DASHES)], label=site)
         for i, site in enumerate(sites)

@@ -3,8 +3,6 @@
 import pathlib
 from collections.abc import Iterable, Sequence
 
-import filelock
-
 from dfa_jax.data import TextData
 from dfa_jax.errors import InputError
 from dfa_jax.models import Transformer
@@ -109,6 +107,8 @@ def status(recipe: Recipe, folder: pathlib.Path) -> str:
 
 def _is_held(folder: pathlib.Path, job: sweep.Job) -> bool:
     """Whether a worker has it; to look is to hold the lock for a moment, which does no harm."""
+    import filelock  # of an extra
+
     lock = sweep.lock(folder, job.name)
     try:
         with lock.acquire(blocking=False):

@@ -4,7 +4,7 @@ import os
 import pathlib
 from typing import Any
 
-from dfa_jax.errors import InputError
+from dfa_jax.errors import InputError, require
 from dfa_jax.report import catalogue, figure, page, plan, study, study_page, style, table, tuning
 from dfa_jax.report import run as training
 from dfa_jax.report.plan import RECORDS as RECORDS
@@ -24,6 +24,7 @@ def run(
     overwrite: bool = False,
 ) -> None:
     """Makes what the records lack; a stop loses at most the run, or the case, in progress."""
+    require("report", "the figure of a recipe", "matplotlib")  # before hours of work
     path = results_dir / chosen.source / RECORDS
     if isinstance(chosen, Study):
         if data_dir:  # a case finds its data by itself, where the environment says

@@ -9,9 +9,8 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from matplotlib.figure import Figure
-
 from dfa_jax.report.finding import Finding
+from dfa_jax.report.panel import Figure
 from dfa_jax.report.recipe import Recipe
 from dfa_jax.report.shrink import shrink
 from dfa_jax.report.style import Theme

@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-import scipy.stats
 
 CONFIDENCE = 0.95
 SIGNIFICANT = 0.01
@@ -54,6 +53,8 @@ def summarise(values: Sequence[float]) -> Summary:
     >>> summarise([1.0, 2.0, 3.0])
     Summary(mean=2.0, half_width=2.484..., num_seeds=3)
     """
+    import scipy.stats  # slow to import
+
     count = len(values)
     if count == 0:
         raise ValueError("no values to summarise; expected one per seed")
@@ -76,6 +77,8 @@ def paired_difference(
     >>> paired_difference({0: 1.5, 1: 2.5, 2: 3.8}, {0: 1.0, 1: 2.0, 2: 3.0}).p_value
     0.02...
     """
+    import scipy.stats  # slow to import
+
     shared = sorted(values.keys() & baseline.keys())
     if not shared:
         return None

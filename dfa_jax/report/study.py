@@ -11,10 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from dfa_jax.errors import InputError, select
 from dfa_jax.report.finding import Finding
+from dfa_jax.report.panel import Figure
 from dfa_jax.report.style import Theme
 from dfa_jax.report.text import duration
 from dfa_jax.train import records

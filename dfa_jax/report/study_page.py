@@ -4,8 +4,7 @@ import io
 from collections.abc import Mapping, Sequence
 from html import escape
 
-import matplotlib
-
+from dfa_jax.errors import require
 from dfa_jax.report import finding, page, provenance, style, text
 from dfa_jax.report.figure import DPI
 from dfa_jax.report.finding import Finding
@@ -57,6 +56,9 @@ def verdict(one: Finding) -> str:
 
 def figure(chosen: Studies, held: Held, theme: Theme = "light") -> bytes:
     """The figure as PNG."""
+    require("report", "a figure", "matplotlib")
+    import matplotlib
+
     with matplotlib.rc_context(style.settings(theme)):
         found = chosen.results(held)  # pyright: ignore[reportArgumentType]
         drawn = chosen.draw(found, theme)  # pyright: ignore[reportArgumentType]

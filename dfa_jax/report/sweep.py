@@ -23,12 +23,11 @@ import os
 import pathlib
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import filelock
 import jax
 
-from dfa_jax.errors import DivergedError, InputError
+from dfa_jax.errors import DivergedError, InputError, require
 from dfa_jax.report import plan, tuning
 from dfa_jax.report.recipe import Recipe
 from dfa_jax.report.run import diverged, located
@@ -37,6 +36,9 @@ from dfa_jax.train.config import TrainConfig, run_changes, to_dict
 from dfa_jax.train.directory import RunDirectory, check_path
 from dfa_jax.train.loop import differences, fit_together
 from dfa_jax.train.records import RunRecord
+
+if TYPE_CHECKING:
+    import filelock
 
 POLL_SECONDS = 2.0
 _GRID = "grid.json"
@@ -94,6 +96,7 @@ def open_folder(recipe: Recipe, folder: pathlib.Path) -> dict[str, Any]:
     Raises:
         InputError: the folder serves another grid, or cannot be written to.
     """
+    require("train", "a sweep", "filelock")
     check_path(folder)
     grid = json.loads(json.dumps(_grid(recipe)))
     try:
@@ -261,6 +264,8 @@ def _take(
     waiting: Sequence[Job], folder: pathlib.Path, together: int, stack: contextlib.ExitStack
 ) -> list[Job]:
     """The first job that nobody works on, with others like it, until the stack is closed."""
+    import filelock  # of an extra
+
     jobs: list[Job] = []
     for job in waiting:
         if len(jobs) == together:
@@ -292,8 +297,10 @@ def _alike(first: Job, second: Job, folder: pathlib.Path) -> bool:
     return len(steps) == 1 and not differences(first.config, second.config)
 
 
-def lock(folder: pathlib.Path, name: str) -> filelock.FileLock:
+def lock(folder: pathlib.Path, name: str) -> "filelock.FileLock":
     """A job's lock; the system lets go of it when the process that holds it ends."""
+    import filelock  # of an extra
+
     return filelock.FileLock(folder / "locks" / (name.replace("/", "__") + ".lock"))
 
 

@@ -11,7 +11,6 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
-from scipy.interpolate import PchipInterpolator
 
 from dfa_jax.errors import InputError
 from dfa_jax.scaling import runs as points
@@ -195,6 +194,8 @@ def _curve(runs: list[Run], budgets: np.ndarray) -> tuple[np.ndarray, np.ndarray
     if len(runs) == 1:
         at = np.where(budgets == flops, 0.0, np.nan)
         return both[0, 0] + at, both[0, 1] + at
+    from scipy.interpolate import PchipInterpolator  # slow to import
+
     between = np.where((budgets >= flops[0]) & (budgets <= flops[-1]), np.log(budgets), np.nan)
     log_loss, log_tokens = PchipInterpolator(np.log(flops), both, extrapolate=False)(between).T
     return log_loss, log_tokens

@@ -6,12 +6,12 @@ Source: Refinetti et al. (2021), arXiv 2011.12428, appendix; for backpropagation
 
 from typing import Any
 
-import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from dfa_jax.errors import require
 from dfa_jax.theory import activations, order_parameters
 from dfa_jax.theory.activations import over_units
 from dfa_jax.theory.clock import check_times
@@ -80,6 +80,9 @@ def solve(
     Raises:
         InputError: `op0` is not one of a pair of networks, or `times` do not ascend.
     """
+    require("theory", "theory.solve", "diffrax")
+    import diffrax  # slow to import
+
     order_parameters.check(op0)
     check_times(times)
     times = jnp.asarray(times, op0.Q.dtype)

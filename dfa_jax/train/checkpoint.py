@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from jaxtyping import Array, UInt32
 
@@ -59,6 +58,8 @@ class Checkpoints:
     """
 
     def __init__(self, directory: pathlib.Path, config: TrainConfig):
+        import orbax.checkpoint as ocp  # slow to import
+
         # Not asynchronous: the next dispatch is given these very buffers to write over.
         # Listed by one process for all, which a file system may show different folders.
         options = ocp.CheckpointManagerOptions(
@@ -87,6 +88,8 @@ class Checkpoints:
         Raises:
             InputError: it cannot be written.
         """
+        import orbax.checkpoint as ocp  # slow to import
+
         step = int(state.step)
         notes = {
             "progress": progress._asdict() | {"sums": dict(progress.sums)},
@@ -99,7 +102,7 @@ class Checkpoints:
         if why := self._failure(step, arguments):
             raise self.not_written(f"the checkpoint of step {step}", why)
 
-    def _failure(self, step: int, arguments: ocp.args.Composite) -> str:
+    def _failure(self, step: int, arguments: Any) -> str:
         """Writes; why that failed, or nothing."""
         with _quiet():
             try:
@@ -146,6 +149,8 @@ class Checkpoints:
 
     def _read(self, like: Any, folder: pathlib.Path) -> "_Found":
         """What this process needs of a checkpoint; it waits for no other, as one might fail."""
+        import orbax.checkpoint as ocp  # slow to import
+
         own = jax.process_index()
         alone = ocp.options.MultiprocessingOptions(primary_host=own, active_processes={own})
         handler = ocp.CompositeCheckpointHandler(

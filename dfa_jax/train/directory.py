@@ -7,14 +7,15 @@ import json
 import os
 import pathlib
 import shutil
-from typing import Any
-
-import filelock
+from typing import TYPE_CHECKING, Any
 
 from dfa_jax.errors import InputError
 from dfa_jax.train import config as configs
 from dfa_jax.train import records
 from dfa_jax.train.config import TrainConfig
+
+if TYPE_CHECKING:
+    import filelock
 
 _CONFIG = "config.json"
 _CURVE = "curve.jsonl"
@@ -74,7 +75,9 @@ class RunDirectory:
         return directory
 
     @functools.cached_property
-    def _lock(self) -> filelock.FileLock:
+    def _lock(self) -> "filelock.FileLock":
+        import filelock  # of an extra
+
         return filelock.FileLock(self.path / _LOCK)
 
     def close(self) -> None:
@@ -82,6 +85,8 @@ class RunDirectory:
         self._lock.release()
 
     def _acquire(self) -> None:
+        import filelock  # of an extra
+
         try:
             # On a file system without locks, nothing watches.
             with contextlib.suppress(NotImplementedError):

@@ -15,12 +15,11 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
-import tqdm
 from jaxtyping import Array
 
 from dfa_jax.data import EpochShuffle, Stream, feed
 from dfa_jax.data.base import check_labels
-from dfa_jax.errors import InputError
+from dfa_jax.errors import InputError, require
 from dfa_jax.train import config as configs
 from dfa_jax.train import hosts, interrupt, sharding
 from dfa_jax.train.checkpoint import DamagedError
@@ -120,6 +119,7 @@ def fit_together(
     Raises:
         InputError: as in `fit`, or the runs differ in something else.
     """
+    require("train", "a run", "filelock", "sklearn", "tensorboardX", "tqdm")
     config = _common(members)
     hosts.agree(config)
     dataset = config.data.load()
@@ -173,6 +173,8 @@ def differences(first: TrainConfig, second: TrainConfig) -> list[str]:
 
 def _train(runs: Sequence[Run], progress: bool) -> list[Result]:
     """From the start, or the last step that everyone has a checkpoint of, to the end."""
+    import tqdm  # of an extra
+
     step = _begin(runs)
     program = runs[0].program
     pace = Pace(STEPS_PER_DISPATCH)
@@ -245,7 +247,7 @@ class Pace:
             self.steps = max(self.steps // 2, 1)
 
 
-def _advance(runs: Sequence[Run], start: int, end: int, pace: Pace, bar: tqdm.tqdm) -> None:
+def _advance(runs: Sequence[Run], start: int, end: int, pace: Pace, bar: Any) -> None:
     """Steps `start` to `end`, a dispatch at a time.
 
     Raises:
@@ -325,7 +327,7 @@ def _dispatch(
     return noted
 
 
-def _fetch(runs: Sequence[Run], pending: "_Pending", bar: tqdm.tqdm) -> list[float]:
+def _fetch(runs: Sequence[Run], pending: "_Pending", bar: Any) -> list[float]:
     """Waits for a dispatch, has its metrics noted, and shows their means; what was asked."""
     begin, stop, noted, asked = pending
     for run, found in zip(runs, noted, strict=True):

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array
 
 from dfa_jax.autodiff.loops import loop_body
-from dfa_jax.errors import InputError
+from dfa_jax.errors import InputError, require
 from dfa_jax.models import Model
 from dfa_jax.train.readout import READOUT_PLACE, features, place_readout
 from dfa_jax.types import Batch, Params
@@ -70,6 +70,7 @@ def linear_probe(
     >>> linear_probe(model, model.init(jax.random.key(0), x), batch, batch).test_accuracy
     1.0
     """
+    require("train", "linear_probe", "sklearn")
     from sklearn.exceptions import ConvergenceWarning  # slow to import
     from sklearn.linear_model import LogisticRegression
 

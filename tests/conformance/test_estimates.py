@@ -5,6 +5,7 @@ A new rule joins by its line in `dfa_jax.rules.RULES`; nothing here knows a rule
 
 import functools
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -30,16 +31,17 @@ every_case = pytest.mark.parametrize(
 
 
 class Prepared:
-    """A rule started on a model, and its compiled estimate, which counts its own traces."""
+    """A rule started on a model, and its compiled estimate, which no test may trace again."""
 
     def __init__(self, name, kind):
-        self.rule, self.case, self.num_traces = RULES[name](), CASES[kind](), 0
+        self.rule, self.case = RULES[name](), CASES[kind]()
         self.params, self.state = helpers.started(self.rule, self.case)
-        self.run = jax.jit(self.trace)
 
-    def trace(self, key, params, state, batch):
-        self.num_traces += 1
-        return self.rule.estimate(key, self.case.model, LOSS, params, state, batch)
+        def estimate(key, params, state, batch):
+            return self.rule.estimate(key, self.case.model, LOSS, params, state, batch)
+
+        estimate.__name__ = f"{name}_{kind}"  # Chex counts by source and name
+        self.estimate, self.run = estimate, jax.jit(chex.assert_max_traces(estimate, n=1))
 
     def __call__(self, seed=0, params=None, state=None):
         params = self.params if params is None else params
@@ -71,22 +73,21 @@ def test_gradients_and_state_keep_their_trees(name, kind):
 
     An optimiser, a checkpoint and a scan over steps all rest on it.
     """
-    found = prepared(name, kind)()
-    assert helpers.shapes(found.grads) == helpers.shapes(prepared(name, kind).params)
-    assert helpers.shapes(found.rule_state) == helpers.shapes(prepared(name, kind).state)
-    for leaf in jax.tree.leaves(found.grads):
-        assert np.isfinite(np.asarray(leaf)).all()
+    subject, found = prepared(name, kind), prepared(name, kind)()
+    chex.assert_trees_all_equal_shapes_and_dtypes(found.grads, subject.params)
+    chex.assert_trees_all_equal_shapes_and_dtypes(found.rule_state, subject.state)
+    chex.assert_tree_all_finite(found.grads)
 
 
 @every_rule
 @every_case
 def test_estimates_are_pure_and_traced_once(name, kind):
-    """Invariant: two calls are bit-identical, and other values of the same shapes need no new trace."""
+    """Invariant: two calls are bit-identical, and other values of the same shapes need no new trace,
+    at which `Prepared` raises."""
     subject = prepared(name, kind)
     helpers.assert_identical(subject(), subject())
     moved = jax.tree.map(lambda leaf: np.float32(1.5) * np.asarray(leaf), subject.params)
     subject(1, moved, subject().rule_state)
-    assert subject.num_traces == 1
 
 
 @every_rule
@@ -137,8 +138,7 @@ def test_eight_devices_equal_one(name):
     params, state = jax.device_put((subject.params, subject.state), whole)
     batch = jax.device_put(subject.case.batch, split)
     assert len(batch.inputs.sharding.device_set) == 8
-    found = subject.run(jax.random.key(0), params, state, batch)
-    subject.num_traces -= 1  # this one was for another sharding
+    found = jax.jit(subject.estimate)(jax.random.key(0), params, state, batch)
     helpers.assert_close(found.grads, subject().grads, 3e-6)
     helpers.assert_close(found.loss, subject().loss, 1e-6)
 
@@ -153,9 +153,9 @@ def test_abstract_parameters_will_do(name, kind):
     params, state = jax.eval_shape(
         lambda params, batch: subject.rule.init(key, subject.case.model, params, batch), *like
     )
-    assert helpers.shapes((params, state)) == helpers.shapes((subject.params, subject.state))
+    drawn = (subject.params, subject.state)
     direct = subject.rule.init(key, subject.case.model, *like)  # without a trace around it
-    assert helpers.shapes(direct) == helpers.shapes((subject.params, subject.state))
+    chex.assert_trees_all_equal_shapes_and_dtypes(drawn, (params, state), direct)
     found = jax.eval_shape(
         lambda params, state, batch: subject.rule.estimate(
             key, subject.case.model, LOSS, params, state, batch
@@ -164,7 +164,7 @@ def test_abstract_parameters_will_do(name, kind):
         state,
         like[1],
     )
-    assert helpers.shapes(found.grads) == helpers.shapes(params)
+    chex.assert_trees_all_equal_shapes_and_dtypes(found.grads, params)
 
 
 @every_rule
@@ -184,7 +184,7 @@ def test_errors_are_like_activities(name, kind):
     if not errors:
         return
     assert set(errors) == set(model.sites)
-    assert helpers.shapes(errors) == helpers.shapes(activities)
+    chex.assert_trees_all_equal_shapes_and_dtypes(errors, activities)
 
 
 @every_rule

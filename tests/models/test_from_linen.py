@@ -1,5 +1,6 @@
 """`from_linen`: which names, in which order, and where they are."""
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -219,7 +220,7 @@ def test_init_and_apply_are_the_modules():
     helpers.assert_identical(params, module.init(jax.random.split(key)[0], x)["params"])
     np.testing.assert_array_equal(model.apply(params, x), module.apply({"params": params}, x))
     abstract = jax.eval_shape(model.init, key, x)
-    assert helpers.shapes(abstract) == helpers.shapes(params)
+    chex.assert_trees_all_equal_shapes_and_dtypes(abstract, params)
 
 
 class Compact(nn.Module):

@@ -2,6 +2,7 @@
 
 import math
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -232,9 +233,8 @@ def test_half_precision_is_near_and_only_inside(form):
     full = SMALL.clone(norm=form)
     half = full.clone(dtype="bfloat16")
     batch, params = tokens(time=5), full.init(jax.random.key(0), tokens(time=5).inputs)["params"]
-    assert helpers.shapes(half.init(jax.random.key(0), batch.inputs)["params"]) == helpers.shapes(
-        params
-    )
+    drawn = half.init(jax.random.key(0), batch.inputs)["params"]
+    chex.assert_trees_all_equal_shapes_and_dtypes(drawn, params)
     (_, found), (_, grads) = (value_and_grad(m, params, batch) for m in (half, full))
     logits = jax.jit(half.apply)({"params": params}, batch.inputs)
     assert logits.dtype == jnp.float32

@@ -1,5 +1,6 @@
 """Direct feedback alignment against NumPy, and its exact relations to other rules."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -106,7 +107,7 @@ def test_linear_network_with_products_of_weights_equals_backprop(x64):
     for site, kernel in zip(reversed(case.model.sites), reversed(kernels), strict=False):
         product = kernel @ product
         feedback[site] = jnp.asarray(product.T)
-    assert helpers.shapes(feedback) == helpers.shapes(state)
+    chex.assert_trees_all_equal_shapes_and_dtypes(feedback, state)
     found = helpers.estimate(DirectFeedbackAlignment(), case, case.params, feedback)
     helpers.assert_close(found.grads, helpers.backprop(case), 1e-12)
 

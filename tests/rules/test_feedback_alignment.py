@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -22,7 +23,7 @@ def test_gradients_match_numpy(x64, activation):
     case = helpers.made(MLP((7, 6, 5), 3, activation), "layer_*", helpers.images())
     rule = FeedbackAlignment()
     params, state = helpers.started(rule, case)
-    assert helpers.shapes(state) == helpers.shapes(kernels(case.model, params))
+    chex.assert_trees_all_equal_shapes_and_dtypes(state, kernels(case.model, params))
     feedback = [np.asarray(state[name]) for name in case.model.linear_maps]
     expected = reference.chain(params, feedback, *case.batch, activation)
     helpers.assert_close(helpers.estimate(rule, case, params, state).grads, expected, 1e-12)
