@@ -57,7 +57,7 @@ def fit(
     resume: bool = False,
     overwrite: bool = False,
     save_seconds: float = 0.0,
-    progress: bool = True,
+    progress: bool | tqdm.tqdm = True,
 ) -> Result:
     """Trains a model by a learning rule.
 
@@ -69,7 +69,8 @@ def fit(
         overwrite: replace the run in `run_dir`.
         save_seconds: a checkpoint at an evaluation costs a tenth of a second; leave it out where
             the last one is not so old.
-        progress: show a bar with loss, accuracy, steps/s and the time left.
+        progress: show a bar with loss, accuracy, steps/s and the time left; or the bar of several
+            runs, which this one moves on.
 
     Raises:
         InputError: the configuration cannot be run here (before any work), `run_dir` is taken or
@@ -101,7 +102,7 @@ def fit_together(
     resume: bool = False,
     overwrite: bool = False,
     save_seconds: float = 0.0,
-    progress: bool = True,
+    progress: bool | tqdm.tqdm = True,
 ) -> list[Result]:
     """Trains several runs that differ in seed and learning rate alone, all at once.
 
@@ -171,18 +172,12 @@ def differences(first: TrainConfig, second: TrainConfig) -> list[str]:
     return configs.changes(configs.to_dict(first), same)
 
 
-def _train(runs: Sequence[Run], progress: bool) -> list[Result]:
+def _train(runs: Sequence[Run], progress: bool | tqdm.tqdm) -> list[Result]:
     """From the start, or the last step that everyone has a checkpoint of, to the end."""
     step = _begin(runs)
     program = runs[0].program
     pace = Pace(STEPS_PER_DISPATCH)
-    with tqdm.tqdm(
-        total=program.num_steps,
-        initial=step,
-        unit="step",
-        desc=rule_name(program.rule),
-        disable=not (progress and hosts.is_first()),
-    ) as bar:
+    with _bar(program, step, progress) as bar:
         for end in (end for end in runs[0].ends if end > runs[0].since):
             _advance(runs, step, end, pace, bar)
             try:
@@ -192,6 +187,24 @@ def _train(runs: Sequence[Run], progress: bool) -> list[Result]:
                 _stop(runs)
             step = end
     return [run.finish() for run in runs]
+
+
+def _bar(
+    program: Program, step: int, progress: bool | tqdm.tqdm
+) -> contextlib.AbstractContextManager[tqdm.tqdm]:
+    """A bar of these runs, or the one that is given, which stays open; it stands at the step."""
+    if isinstance(progress, tqdm.tqdm):
+        if not progress.disable:
+            progress.initial += step  # no steps of this process, whose pace is shown
+            progress.update(step)
+        return contextlib.nullcontext(progress)
+    return tqdm.tqdm(
+        total=program.num_steps,
+        initial=step,
+        unit="step",
+        desc=rule_name(program.rule),
+        disable=not (progress and hosts.is_first()),
+    )
 
 
 def _begin(runs: Sequence[Run]) -> int:
