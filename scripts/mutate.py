@@ -387,8 +387,8 @@ SABOTAGES = {
     ),
     "stop at the first rate": Sabotage(
         "report/tuning.py",
-        "around = [1, -1, best + 1, best - 1]",
-        "around = [1, -1]",
+        "dict.fromkeys([0, 1, -1, best + 1, best - 1])",
+        "dict.fromkeys([0, 1, -1])",
         "tests/report/test_tuning.py -k inside_of_what",
     ),
     "take a damaged checkpoint": Sabotage(
@@ -623,6 +623,54 @@ SABOTAGES = {
         "if found := _differences(hosts.from_first(lambda: open_folder(recipe, folder)), recipe):",
         "if found := hosts.from_first(lambda: open_folder(recipe, folder)) and []:",
         "tests/report/test_sweep.py -k other_grid_than_the_first",
+    ),
+    "judge runs whose rates are in doubt": Sabotage(
+        "report/study_page.py",
+        "if not doubt(chosen):",
+        "if True:",
+        "tests/report/test_finding.py -k nothing_is_judged",
+    ),
+    "count what is open among what was expected": Sabotage(
+        "report/finding.py",
+        "if open_ < len(verdicts) else []",
+        "if verdicts else []",
+        "tests/report/test_finding.py -k nothing_is_judged",
+    ),
+    "do not count trials that a search has grown by": Sabotage(
+        "report/bar.py",
+        "for step in tuning.wanted(found[v])]",
+        "for step in (0, 1, -1) if step not in found[v]]",
+        "tests/report/test_bar.py -k counts_what",
+    ),
+    "a bar forgets the steps behind it": Sabotage(
+        "report/bar.py",
+        "self.steps.total = self.steps.n + sum(map(self._num_steps, left))",
+        "self.steps.total = sum(map(self._num_steps, left))",
+        "tests/report/test_bar.py -k counts_what",
+    ),
+    "a bar of several runs leaves out what a run resumed": Sabotage(
+        "train/loop.py",
+        "            progress.update(step)\n",
+        "            progress.update(0)\n",
+        "tests/train/test_loop.py -k moved_on",
+    ),
+    "say nothing where nothing is left to run": Sabotage(
+        "report/publish.py",
+        'if progress(chosen, results_dir) == "complete":',
+        "if False:",
+        "tests/report/test_bar.py -k records_that_are_in",
+    ),
+    "leave out the recipes of a paper": Sabotage(
+        "report/readme.py",
+        'came(run) if run else "Not run here."',
+        'came(run[:0]) if run else "Not run here."',
+        "tests/report/test_readme.py -k fill_replaces",
+    ),
+    "links as seen from where the command runs": Sabotage(
+        "report/readme.py",
+        "here = pathlib.Path(os.path.relpath(results_dir, readme.parent))",
+        "here = results_dir",
+        "tests/report/test_readme.py -k fill_replaces",
     ),
 }
 
