@@ -94,10 +94,9 @@ def outcome(name: str, results_dir: pathlib.Path) -> Outcome:
         return Outcome(chosen)
     held = publish.held_runs(chosen, results_dir)
     if isinstance(chosen, Recipe):
-        judged = {"rows": table.rows(chosen, held), "orders": table.orders(chosen, held)}
-    else:
-        judged = {"findings": study_page.findings(chosen, held)}
-    return Outcome(chosen, len(held), **judged)
+        rows, orders = table.rows(chosen, held), table.orders(chosen, held)
+        return Outcome(chosen, len(held), rows=rows, orders=orders)
+    return Outcome(chosen, len(held), study_page.findings(chosen, held))
 
 
 def by_paper(outcomes: Sequence[Outcome]) -> dict[Paper, list[Outcome]]:
