@@ -136,8 +136,8 @@ SABOTAGES = {
     ),
     "one step too few a dispatch": Sabotage(
         "train/compiled.py",
-        "jax.lax.fori_loop(0, num_steps, one, (state, _nothing(most)))",
-        "jax.lax.fori_loop(1, num_steps, one, (state, _nothing(most)))",
+        "jax.lax.fori_loop(0, num_steps, loop_body(one), (state, _nothing(most)))",
+        "jax.lax.fori_loop(1, num_steps, loop_body(one), (state, _nothing(most)))",
         "tests/train/test_step.py -k that_many_train_steps",
     ),
     "decay the biases": Sabotage(
@@ -387,8 +387,8 @@ SABOTAGES = {
     ),
     "stop at the first rate": Sabotage(
         "report/tuning.py",
-        "around = [1, -1, best + 1, best - 1]",
-        "around = [1, -1]",
+        "dict.fromkeys([0, 1, -1, best + 1, best - 1])",
+        "dict.fromkeys([0, 1, -1])",
         "tests/report/test_tuning.py -k inside_of_what",
     ),
     "take a damaged checkpoint": Sabotage(
@@ -628,7 +628,7 @@ SABOTAGES = {
         "autodiff/loops.py",
         "if not any(_is_out_of_order(equation) for equation in _equations(traced.jaxpr)):",
         "if True:",
-        "tests/autodiff/test_loops.py -k 'in_order and steps'",
+        "tests/autodiff/test_loops.py -k in_order",
     ),
     "put convolutions in order on every device": Sabotage(
         "autodiff/loops.py",
@@ -652,25 +652,25 @@ SABOTAGES = {
         "train/compiled.py",
         "jax.lax.map(loop_body(total), rows)",
         "jax.lax.map(total, rows)",
-        "tests/autodiff/test_loops.py -k evaluation",
+        "tests/autodiff/test_loops.py -k in_order",
     ),
     "train ensembles in a plain loop": Sabotage(
         "train/ensemble.py",
         "loop_body(one), states)",
         "one, states)",
-        "tests/autodiff/test_loops.py -k ensemble",
+        "tests/autodiff/test_loops.py -k in_order",
     ),
     "add parts up in a plain loop": Sabotage(
         "train/step.py",
         "jax.lax.scan(loop_body(add), begin,",
         "jax.lax.scan(add, begin,",
-        "tests/autodiff/test_loops.py -k own",
+        "tests/autodiff/test_loops.py -k in_order",
     ),
     "probe in a plain loop": Sabotage(
         "train/probe.py",
         "jax.lax.map(loop_body(some), ",
         "jax.lax.map(some, ",
-        "tests/autodiff/test_loops.py -k probe",
+        "tests/autodiff/test_loops.py -k in_order",
     ),
     "begin a run without its extra": Sabotage(
         "train/loop.py",
@@ -713,6 +713,54 @@ SABOTAGES = {
         "    import matplotlib\n",
         "    import matplotlib\n    import chex\n",
         "tests/test_install.py -k declared",
+    ),
+    "judge runs whose rates are in doubt": Sabotage(
+        "report/study_page.py",
+        "if not doubt(chosen):",
+        "if True:",
+        "tests/report/test_finding.py -k nothing_is_judged",
+    ),
+    "count what is open among what was expected": Sabotage(
+        "report/finding.py",
+        "if open_ < len(verdicts) else []",
+        "if verdicts else []",
+        "tests/report/test_finding.py -k nothing_is_judged",
+    ),
+    "do not count trials that a search has grown by": Sabotage(
+        "report/bar.py",
+        "for step in tuning.wanted(found[v])]",
+        "for step in (0, 1, -1) if step not in found[v]]",
+        "tests/report/test_bar.py -k counts_what",
+    ),
+    "a bar forgets the steps behind it": Sabotage(
+        "report/bar.py",
+        "self.steps.total = self.steps.n + sum(map(self._num_steps, left))",
+        "self.steps.total = sum(map(self._num_steps, left))",
+        "tests/report/test_bar.py -k counts_what",
+    ),
+    "a bar of several runs leaves out what a run resumed": Sabotage(
+        "train/loop.py",
+        "            progress.update(step)\n",
+        "            progress.update(0)\n",
+        "tests/train/test_loop.py -k moved_on",
+    ),
+    "say nothing where nothing is left to run": Sabotage(
+        "report/publish.py",
+        'if progress(chosen, results_dir) == "complete":',
+        "if False:",
+        "tests/report/test_bar.py -k records_that_are_in",
+    ),
+    "leave out the recipes of a paper": Sabotage(
+        "report/readme.py",
+        'came(run) if run else "Not run here."',
+        'came(run[:0]) if run else "Not run here."',
+        "tests/report/test_readme.py -k fill_replaces",
+    ),
+    "links as seen from where the command runs": Sabotage(
+        "report/readme.py",
+        "here = pathlib.Path(os.path.relpath(results_dir, readme.parent))",
+        "here = results_dir",
+        "tests/report/test_readme.py -k fill_replaces",
     ),
 }
 

@@ -41,7 +41,13 @@ def parser() -> Parser:
     options = Parser(prog="reproduce.py", description=__doc__)
     options.add_argument("recipe", nargs="?", metavar="RECIPE", help="a file under configs/")
     options.add_argument("--list", action="store_true", help="all recipes, and what is in results")
-    options.add_argument("--readme", type=pathlib.Path, help="write all results into this file")
+    options.add_argument(
+        "--readme",
+        type=pathlib.Path,
+        nargs="+",
+        metavar="FILE",
+        help="write all results into these",
+    )
     options.add_argument("--data-dir", type=pathlib.Path, help="folder of prepared TFDS data sets")
     options.add_argument("--seeds", type=int, metavar="N", help="seeds 0 to N - 1, not its own")
     options.add_argument(

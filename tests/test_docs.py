@@ -106,21 +106,31 @@ def test_every_rule_is_weighed_on_the_page_of_choice(name):
     assert f"`{name}`" in (ROOT / "docs" / "choosing-a-rule.md").read_text()
 
 
-def test_the_readme_names_every_recipe():
-    readme = (ROOT / "README.md").read_text()
+def test_every_recipe_is_among_the_results():
+    results = (ROOT / "results" / "README.md").read_text()
     files = (ROOT / "configs").rglob("*.py")
     names = [file.relative_to(ROOT / "configs").with_suffix("").as_posix() for file in files]
     assert names
-    assert not [name for name in names if f"`{name}`" not in readme]
+    assert not [name for name in names if f"`{name}`" not in results]
 
 
-def test_links_of_the_readme_lead_somewhere():
-    links = re.findall(r"\]\((?!https?://)([^)#]+)", (ROOT / "README.md").read_text())
+@pytest.mark.parametrize("name", ["README.md", "results/README.md"])
+def test_links_of_a_readme_lead_somewhere(name):
+    page = ROOT / name
+    links = re.findall(r"\]\((?!https?://)([^)#]+)", page.read_text())
     assert links
-    assert not [link for link in links if not (ROOT / link).exists()]
+    assert not [link for link in links if not (page.parent / link).exists()]
+
+
+def test_the_readme_is_short():
+    """Nine hundred words, code and addresses included: a front page that is read to its end."""
+    assert len((ROOT / "README.md").read_text().split()) <= 900
 
 
 def test_the_readme_gives_the_two_commands():
+    """The first one trains: into a folder that no clone has, and git leaves alone."""
     readme = (ROOT / "README.md").read_text()
-    assert "\npip install -e '.[all]' && python scripts/reproduce.py quickstart\n" in readme
+    command = "python scripts/reproduce.py quickstart --results-dir mine"
+    assert f"\npip install -e '.[all]' && {command}\n" in readme
     assert "\npip install -e '.[dev]' && pytest\n" in readme
+    assert "/mine/" in (ROOT / ".gitignore").read_text().splitlines()

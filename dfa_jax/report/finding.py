@@ -2,11 +2,13 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from dfa_jax.report.statistics import summarise
+
+Verdict = Literal["reproduced", "not reproduced", "rate not established"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,6 +21,8 @@ class Finding:
         source: how it is known: a theorem, the paper, a plot, or a measurement by somebody else.
         found: what our runs gave.
         holds: whether they agree.
+        rate_established: whether the runs had learning rates that were found to be good; without,
+            nothing follows from them.
     """
 
     claim: str
@@ -26,6 +30,14 @@ class Finding:
     source: str
     found: str
     holds: bool
+    rate_established: bool = True
+
+    @property
+    def verdict(self) -> Verdict:
+        """In a word."""
+        if not self.rate_established:
+            return "rate not established"
+        return "reproduced" if self.holds else "not reproduced"
 
 
 def near(
@@ -92,6 +104,16 @@ def _floats(values: Any) -> list[float]:
 
 
 def summary(findings: Sequence[Finding]) -> str:
-    """`7 of 8 expectations met.`"""
-    met = sum(finding.holds for finding in findings)
-    return f"{met} of {len(findings)} expectations met."
+    """`7 of 8 expectations met.`, and how many cannot be judged.
+
+    >>> one = Finding("a", "b", "c", "d", holds=True)
+    >>> summary([one, dataclasses.replace(one, rate_established=False)])
+    '1 of 1 expectations met; 1 not judged: rate not established.'
+    """
+    verdicts = [finding.verdict for finding in findings]
+    met, open_ = verdicts.count("reproduced"), verdicts.count("rate not established")
+    parts = [f"{met} of {len(verdicts) - open_} expectations met"] if open_ < len(verdicts) else []
+    if open_:
+        unit = "" if parts else "expectations "
+        parts.append(f"{open_} {unit}not judged: rate not established")
+    return f"{'; '.join(parts)}."

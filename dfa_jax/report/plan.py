@@ -1,6 +1,7 @@
 """Which runs a recipe needs, and which of them its records already hold."""
 
 import dataclasses
+import pathlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -34,6 +35,15 @@ def plan(recipe: Recipe) -> list[Planned]:
         for seed in recipe.seeds
         for variant, config in recipe.variants.items()
     ]
+
+
+def located(config: TrainConfig, data_dir: pathlib.Path | None) -> TrainConfig:
+    """The configuration with its data elsewhere on disk."""
+    if data_dir is None:
+        return config
+    return dataclasses.replace(
+        config, data=dataclasses.replace(config.data, data_dir=str(data_dir))
+    )
 
 
 def changes(config: TrainConfig, record: RunRecord) -> list[str]:

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import sys
 from typing import Any
 
 from dfa_jax.errors import InputError, require
@@ -23,23 +24,32 @@ def run(
     data_dir: pathlib.Path | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Makes what the records lack; a stop loses at most the run, or the case, in progress."""
+    """Makes what the records lack; a stop loses at most the run, or the case, in progress.
+
+    On a terminal training shows a bar. If the records lack nothing, a line says so.
+    """
     require("report", "the figure of a recipe", "matplotlib")  # before hours of work
     path = results_dir / chosen.source / RECORDS
+    if progress(chosen, results_dir) == "complete":
+        print(
+            f"nothing to run: '{chosen.name}' is on record in {path.parent}; --results-dir FOLDER"
+            " makes it anew, in another folder"
+        )
     if isinstance(chosen, Study):
         if data_dir:  # a case finds its data by itself, where the environment says
             os.environ["TFDS_DATA_DIR"] = str(data_dir)
         study.run(chosen, path, overwrite=overwrite)
     else:
         recipe = chosen.recipe if isinstance(chosen, RunStudy) else chosen
-        training.run(recipe, path, data_dir=data_dir, overwrite=overwrite)
+        on_terminal = sys.stderr.isatty()
+        training.run(recipe, path, data_dir=data_dir, overwrite=overwrite, progress=on_terminal)
 
 
 def publish(chosen: Published, results_dir: pathlib.Path) -> str:
     """Writes table, figure and page from the recipe's records.
 
     Returns:
-        The table, and where the page is.
+        The table, and where figure and page are.
 
     Raises:
         InputError: there are no records yet, or some were made with another configuration.
@@ -62,7 +72,7 @@ def publish(chosen: Published, results_dir: pathlib.Path) -> str:
     (folder / "table.md").write_text(shown)
     (folder / "figure.png").write_bytes(images["light"])
     (folder / "index.html").write_text(content)
-    return f"{shown}\nPage: {folder / 'index.html'}"
+    return f"{shown}\nFigure: {folder / 'figure.png'}\nPage: {folder / 'index.html'}"
 
 
 def held_runs(chosen: Published, results_dir: pathlib.Path) -> list[Any]:

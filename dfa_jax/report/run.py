@@ -16,7 +16,9 @@ from collections.abc import Callable, Sequence
 import jax
 
 from dfa_jax.errors import DivergedError, InputError
+from dfa_jax.report import bar as bars
 from dfa_jax.report import plan, tuning
+from dfa_jax.report.bar import Bar
 from dfa_jax.report.recipe import Recipe
 from dfa_jax.report.series import test_error
 from dfa_jax.report.text import duration
@@ -37,7 +39,8 @@ def run(
     *,
     data_dir: pathlib.Path | None = None,
     overwrite: bool = False,
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] = bars.say,
+    progress: bool = False,
 ) -> list[RunRecord]:
     """Makes the runs that `path` does not hold yet, and goes on with one that was stopped.
 
@@ -47,6 +50,7 @@ def run(
         data_dir: where data sets are, in place of the configurations' own.
         overwrite: replace runs whose configuration has changed, rather than refuse.
         say: receives one line a run.
+        progress: show a bar over the steps of all that is missing.
 
     Returns:
         The recipe's records, old and new.
@@ -55,8 +59,21 @@ def run(
         InputError: a recorded or unfinished run has another configuration and `overwrite` is not
             set; another process makes it.
     """
+    bar = Bar(recipe, path, data_dir, shown=progress)
+    with bar.steps:
+        return _run(recipe, path, data_dir, overwrite, say, bar)
+
+
+def _run(
+    recipe: Recipe,
+    path: pathlib.Path,
+    data_dir: pathlib.Path | None,
+    overwrite: bool,
+    say: Callable[[str], None],
+    bar: Bar,
+) -> list[RunRecord]:
     if recipe.tuning:
-        recipe = tuned(recipe, path.with_name(tuning.FILE), data_dir, overwrite, say)
+        recipe = tuned(recipe, path.with_name(tuning.FILE), data_dir, overwrite, say, bar)
     if overwrite:
         drop_outdated(recipe, path)
     held = plan.matching(recipe, records.read_runs(path))
@@ -65,7 +82,7 @@ def run(
     total = len(plan.plan(recipe))
     for place, one in enumerate(todo):
         folder = path.parent / UNFINISHED / one.name
-        record = train(recipe, one.variant, one.config, folder, data_dir, overwrite)
+        record = train(recipe, one.variant, one.config, folder, data_dir, overwrite, bar)
         keep(path, record, folder)
         held.append(record)
         left = duration(seconds_left(todo[place + 1 :], held))
@@ -80,9 +97,11 @@ def train(
     folder: pathlib.Path,
     data_dir: pathlib.Path | None,
     overwrite: bool,
+    bar: Bar,
 ) -> RunRecord:
     """One run of a recipe, or the rest of the one in its folder."""
-    config_here, directory = located(config, data_dir), RunDirectory(folder)
+    config_here, directory = plan.located(config, data_dir), RunDirectory(folder)
+    bar.begin(f"{variant}, seed {config.seed}", config)
     again = not directory.latest_step() or (overwrite and _is_other(directory, config_here))
     result = loop.fit(
         config_here,
@@ -90,7 +109,7 @@ def train(
         resume=not again,
         overwrite=again,
         save_seconds=SAVE_SECONDS,
-        progress=False,
+        progress=bar.steps,
     )
     # The recipe's configuration: where data lay is no part of a result.
     config_record = to_dict(config)
@@ -121,6 +140,7 @@ def tuned(
     data_dir: pathlib.Path | None,
     overwrite: bool,
     say: Callable[[str], None],
+    bar: Bar,
 ) -> Recipe:
     """The recipe at the best learning rates, after the trials that `path` does not hold yet."""
     if overwrite:
@@ -130,7 +150,7 @@ def tuned(
         started = time.perf_counter()
         folder = path.parent / UNFINISHED / "trials" / label
         try:
-            record = train(recipe, label, config, folder, data_dir, overwrite)
+            record = train(recipe, label, config, folder, data_dir, overwrite, bar)
             score = tuning.score(config, record)
             shown = f"loss {score:.4f}" if is_text(record) else f"error {score:.2f} %"
             found = f"validation {shown}"
@@ -158,15 +178,6 @@ def diverged(recipe: Recipe, variant: str, config: TrainConfig, seconds: float) 
         config=to_dict(config),
         environment=records.environment(),
         curve=(),
-    )
-
-
-def located(config: TrainConfig, data_dir: pathlib.Path | None) -> TrainConfig:
-    """The configuration with its data elsewhere on disk."""
-    if data_dir is None:
-        return config
-    return dataclasses.replace(
-        config, data=dataclasses.replace(config.data, data_dir=str(data_dir))
     )
 
 

@@ -30,6 +30,8 @@ class RunStudy:
         findings: compares what came with what was expected; needs all runs. Either may be a
             `functools.partial` that says how many bootstrap samples it draws, as `num_samples`.
         shares: another study whose runs and records these are; "" for its own.
+        rate_doubt: why the learning rates are not established, a sentence; then no finding is
+            judged, and table and figure say so. "" if they are.
         name: path under `configs/` without the suffix; `catalogue.load` sets it.
         header: the file's docstring; `catalogue.load` sets it.
     """
@@ -41,6 +43,7 @@ class RunStudy:
     draw: Callable[[Sequence[RunRecord], Theme], Figure]
     findings: Callable[[Sequence[RunRecord]], Sequence[Finding]]
     shares: str = ""
+    rate_doubt: str = ""
     name: str = ""
     header: str = ""
 

@@ -1,5 +1,6 @@
 """Table, figure and page of a study, be it of cases or of training runs."""
 
+import dataclasses
 import io
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -23,17 +24,29 @@ CAPTION = (
     " them. A number is *reproduced* if our interval meets the expected one."
 )
 
+ON_DOUBT = "Learning rates not established: nothing follows from how these curves compare."
+_CLASSES = {"reproduced": "good", "not reproduced": "bad", "rate not established": "wrap"}
+
 
 def findings(chosen: Studies, held: Held) -> list[Finding]:
     """The study's findings; none while cases or runs are missing."""
     if len(held) < len(chosen.needed):
         return []
-    return list(chosen.findings(chosen.results(held)))  # pyright: ignore[reportArgumentType]
+    found = chosen.findings(chosen.results(held))  # pyright: ignore[reportArgumentType]
+    if not doubt(chosen):
+        return list(found)
+    return [dataclasses.replace(one, rate_established=False) for one in found]
+
+
+def doubt(chosen: Studies) -> str:
+    """Why nothing follows from the learning rates that were used; "" if something does."""
+    return chosen.rate_doubt if isinstance(chosen, RunStudy) else ""
 
 
 def markdown(chosen: Studies, found: Sequence[Finding]) -> str:
-    """Title, verdict and table as Markdown."""
-    return f"# {chosen.title}\n\n{table(found)}\n\n{CAPTION}\n"
+    """Title, verdict, doubt if there is one, and table as Markdown."""
+    said = [f"**Rate not established.** {doubt(chosen)}"] if doubt(chosen) else []
+    return "\n\n".join([f"# {chosen.title}", *said, table(found), CAPTION]) + "\n"
 
 
 def table(found: Sequence[Finding]) -> str:
@@ -46,22 +59,19 @@ def table(found: Sequence[Finding]) -> str:
 
 
 def _cells(one: Finding) -> tuple[str, ...]:
-    return one.claim, one.expected, one.source, one.found, verdict(one)
-
-
-def verdict(one: Finding) -> str:
-    """In a word."""
-    return "reproduced" if one.holds else "not reproduced"
+    return one.claim, one.expected, one.source, one.found, one.verdict
 
 
 def figure(chosen: Studies, held: Held, theme: Theme = "light") -> bytes:
-    """The figure as PNG."""
+    """The figure as PNG; below it, whether its rates are in doubt."""
     require("report", "a figure", "matplotlib")
     import matplotlib
 
     with matplotlib.rc_context(style.settings(theme)):
         found = chosen.results(held)  # pyright: ignore[reportArgumentType]
         drawn = chosen.draw(found, theme)  # pyright: ignore[reportArgumentType]
+        if doubt(chosen):
+            drawn.supxlabel(ON_DOUBT, weight="bold")  # above there may be a legend
         buffer = io.BytesIO()
         drawn.savefig(buffer, format="png", dpi=DPI)
     return buffer.getvalue()
@@ -79,7 +89,8 @@ def html(chosen: Studies, held: Held, found: Sequence[Finding], images: Mapping[
         title=escape(chosen.title),
         paper=escape(chosen.paper),
         badges="".join(f"<span>{escape(badge)}</span>" for badge in badges),
-        verdicts="".join(map(_verdict_line, found)) or "<li>Not all of it is in yet.</li>",
+        verdicts=_doubt_line(chosen)
+        + ("".join(map(_verdict_line, found)) or "<li>Not all of it is in yet.</li>"),
         light=page.png(images["light"]),
         dark=page.png(images["dark"]),
         alt=escape(f"Figure: {chosen.title}"),
@@ -99,10 +110,13 @@ def html(chosen: Studies, held: Held, found: Sequence[Finding], images: Mapping[
     )
 
 
+def _doubt_line(chosen: Studies) -> str:
+    return f"<li><b>Rate not established.</b> {escape(doubt(chosen))}</li>" if doubt(chosen) else ""
+
+
 def _verdict_line(one: Finding) -> str:
-    kind = "good" if one.holds else "bad"
     words = f"{one.claim}: {one.found}, expected {one.expected}"
-    return f'<li><b class="{kind}">{verdict(one)}</b> {escape(words)}</li>'
+    return f'<li><b class="{_CLASSES[one.verdict]}">{one.verdict}</b> {escape(words)}</li>'
 
 
 def _html_table(found: Sequence[Finding]) -> str:
@@ -110,8 +124,7 @@ def _html_table(found: Sequence[Finding]) -> str:
     for one in found:
         *cells, last = _cells(one)
         inner = "".join(f'<td class="wrap">{escape(cell)}</td>' for cell in cells)
-        kind = "good" if one.holds else "bad"
-        lines.append(f'<tr>{inner}<td class="{kind}">{escape(last)}</td></tr>')
+        lines.append(f'<tr>{inner}<td class="{_CLASSES[one.verdict]}">{escape(last)}</td></tr>')
     return "".join(lines)
 
 

@@ -30,7 +30,7 @@ import jax
 from dfa_jax.errors import DivergedError, InputError, require
 from dfa_jax.report import plan, tuning
 from dfa_jax.report.recipe import Recipe
-from dfa_jax.report.run import diverged, located
+from dfa_jax.report.run import diverged
 from dfa_jax.train import hosts
 from dfa_jax.train.config import TrainConfig, run_changes, to_dict
 from dfa_jax.train.directory import RunDirectory, check_path
@@ -311,7 +311,7 @@ def _run(
     started = time.perf_counter()
     try:
         results = fit_together(
-            [located(job.config, data_dir) for job in jobs],
+            [plan.located(job.config, data_dir) for job in jobs],
             run_dirs=[folder / job.name for job in jobs],
             resume=True,
             progress=False,

@@ -113,11 +113,18 @@ def next_step(found: dict[int, float]) -> int | None:
     >>> next_step({-1: 6.0, 0: 5.0, 1: 4.0}), next_step({-1: 6.0, 0: 5.0, 1: 6.0})
     (2, None)
     """
-    if not found:
-        return 0
-    best = best_step(found)
-    around = [1, -1, best + 1, best - 1]
-    return next((s for s in around if s not in found and abs(s) <= MOST_STEPS), None)
+    return next(iter(wanted(found)), None)
+
+
+def wanted(found: dict[int, float]) -> list[int]:
+    """The rates that are sure to be tried yet, in order; others may follow from what they give.
+
+    >>> wanted({}), wanted({0: 5.0, 1: 4.0}), wanted({-1: 6.0, 0: 5.0, 1: 6.0})
+    ([0, 1, -1], [-1, 2], [])
+    """
+    best = best_step(found) if found else 0
+    steps = dict.fromkeys([0, 1, -1, best + 1, best - 1])
+    return [step for step in steps if step not in found and abs(step) <= MOST_STEPS]
 
 
 def search(

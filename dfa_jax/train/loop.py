@@ -12,7 +12,7 @@ import pathlib
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import numpy as np
 from jaxtyping import Array
@@ -32,6 +32,13 @@ from dfa_jax.train.program import Program as Program
 from dfa_jax.train.program import make_program
 from dfa_jax.train.run import STEPS_PER_DISPATCH, Data, Files, Result, Run
 from dfa_jax.types import Batch
+
+if TYPE_CHECKING:
+    import tqdm
+
+    Bar = tqdm.tqdm
+else:
+    Bar = Any  # of an extra
 
 _Noted = Sequence[dict[str, Array]]
 
@@ -56,7 +63,7 @@ def fit(
     resume: bool = False,
     overwrite: bool = False,
     save_seconds: float = 0.0,
-    progress: bool = True,
+    progress: bool | Bar = True,
 ) -> Result:
     """Trains a model by a learning rule.
 
@@ -68,7 +75,8 @@ def fit(
         overwrite: replace the run in `run_dir`.
         save_seconds: a checkpoint at an evaluation costs a tenth of a second; leave it out where
             the last one is not so old.
-        progress: show a bar with loss, accuracy, steps/s and the time left.
+        progress: show a bar with loss, accuracy, steps/s and the time left; or the bar of several
+            runs, which this one moves on.
 
     Raises:
         InputError: the configuration cannot be run here (before any work), `run_dir` is taken or
@@ -100,7 +108,7 @@ def fit_together(
     resume: bool = False,
     overwrite: bool = False,
     save_seconds: float = 0.0,
-    progress: bool = True,
+    progress: bool | Bar = True,
 ) -> list[Result]:
     """Trains several runs that differ in seed and learning rate alone, all at once.
 
@@ -171,20 +179,12 @@ def differences(first: TrainConfig, second: TrainConfig) -> list[str]:
     return configs.changes(configs.to_dict(first), same)
 
 
-def _train(runs: Sequence[Run], progress: bool) -> list[Result]:
+def _train(runs: Sequence[Run], progress: bool | Bar) -> list[Result]:
     """From the start, or the last step that everyone has a checkpoint of, to the end."""
-    import tqdm  # of an extra
-
     step = _begin(runs)
     program = runs[0].program
     pace = Pace(STEPS_PER_DISPATCH)
-    with tqdm.tqdm(
-        total=program.num_steps,
-        initial=step,
-        unit="step",
-        desc=rule_name(program.rule),
-        disable=not (progress and hosts.is_first()),
-    ) as bar:
+    with _bar(program, step, progress) as bar:
         for end in (end for end in runs[0].ends if end > runs[0].since):
             _advance(runs, step, end, pace, bar)
             try:
@@ -194,6 +194,26 @@ def _train(runs: Sequence[Run], progress: bool) -> list[Result]:
                 _stop(runs)
             step = end
     return [run.finish() for run in runs]
+
+
+def _bar(
+    program: Program, step: int, progress: bool | Bar
+) -> contextlib.AbstractContextManager[Bar]:
+    """A bar of these runs, or the one that is given, which stays open; it stands at the step."""
+    import tqdm
+
+    if isinstance(progress, tqdm.tqdm):
+        if not progress.disable:
+            progress.initial += step  # no steps of this process, whose pace is shown
+            progress.update(step)
+        return contextlib.nullcontext(progress)
+    return tqdm.tqdm(
+        total=program.num_steps,
+        initial=step,
+        unit="step",
+        desc=rule_name(program.rule),
+        disable=not (progress and hosts.is_first()),
+    )
 
 
 def _begin(runs: Sequence[Run]) -> int:
@@ -247,7 +267,7 @@ class Pace:
             self.steps = max(self.steps // 2, 1)
 
 
-def _advance(runs: Sequence[Run], start: int, end: int, pace: Pace, bar: Any) -> None:
+def _advance(runs: Sequence[Run], start: int, end: int, pace: Pace, bar: Bar) -> None:
     """Steps `start` to `end`, a dispatch at a time.
 
     Raises:
@@ -327,7 +347,7 @@ def _dispatch(
     return noted
 
 
-def _fetch(runs: Sequence[Run], pending: "_Pending", bar: Any) -> list[float]:
+def _fetch(runs: Sequence[Run], pending: "_Pending", bar: Bar) -> list[float]:
     """Waits for a dispatch, has its metrics noted, and shows their means; what was asked."""
     begin, stop, noted, asked = pending
     for run, found in zip(runs, noted, strict=True):

@@ -106,8 +106,13 @@ def test_programs_of_earlier_trials_are_forgotten(tuned, calls, tmp_path, monkey
         return fit(config, **options)
 
     monkeypatch.setattr(loop, "fit", compiles)
-    run.tuned(tuned, tmp_path / tuning.FILE, None, False, lambda _: held.append(_size(program)))
-    assert len(held) == len(calls) == 7
+
+    def say(line):
+        if "@" in line:  # of a trial
+            held.append(_size(program))
+
+    run.run(tuned, tmp_path / plan.RECORDS, say=say)
+    assert len(held) == len([call for call in calls if call[2]]) == 7
     assert max(held) == 0
 
 

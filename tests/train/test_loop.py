@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tqdm
 
 from dfa_jax.data import EpochShuffle
 from dfa_jax.errors import InputError
@@ -40,6 +41,17 @@ def test_seeds_differ_in_everything_they_should(result):
     assert not np.array_equal(other.state.rule_state["layer_0"], result.state.rule_state["layer_0"])
     kernels = [r.state.params["readout"]["kernel"] for r in (other, result)]
     assert not np.array_equal(*kernels)
+
+
+def test_a_bar_of_several_runs_is_moved_on(tmp_path):
+    """Oracle: counting. Two runs of twelve steps, the second of which is there already: it stands where
+    both end, is still open, and takes for its own pace the twelve steps that were taken."""
+    config, folder = small.config(RULE), tmp_path / "run"
+    with tqdm.tqdm(total=24) as bar:
+        fit(config, run_dir=folder, progress=bar)
+        assert (bar.n, bar.initial) == (12, 0)
+        fit(config, run_dir=folder, resume=True, progress=bar)
+        assert (bar.n, bar.initial, bar.total, bar.disable) == (24, 12, 24, False)
 
 
 def test_curve_does_not_depend_on_how_often_one_looks(result):
