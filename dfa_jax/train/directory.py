@@ -6,6 +6,7 @@ import functools
 import json
 import os
 import pathlib
+import shutil
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -194,7 +195,7 @@ class RunDirectory:
 
     def append(self, evaluation: records.Evaluation) -> None:
         """Adds a point to the curve."""
-        records.append(self.path / aside.CURVE, evaluation)
+        records.Editor(self.path / aside.CURVE).append(evaluation)  # the lock is the directory's
 
     def check_begun(self) -> None:
         """Refuses to start again where there are results but no checkpoint.
@@ -249,6 +250,33 @@ class RunDirectory:
         """The step of the newest whole checkpoint, 0 if there is none."""
         names = (path.name for path in self.checkpoints.glob("*"))
         return max((int(name) for name in names if name.isdecimal()), default=0)
+
+    def clear_unbegun(self) -> None:
+        """Empties a directory whose run has no checkpoint to go on from, as `open` would leave it.
+
+        Raises:
+            InputError: as `open`: it is no run's, or cannot be used.
+            OpenElsewhereError: another process has it open.
+        """
+        if not self.path.exists():
+            return
+        with self._usable():
+            self._check_place()
+            self._acquire()
+            try:
+                self._settle()
+                if not self.latest_step():
+                    aside.set_aside(self.path)
+                    aside.drop(self.path)
+            finally:
+                self._lock.release()
+
+    def remove(self) -> None:
+        """Deletes it, unless another process has it open, or it cannot be deleted."""
+        with contextlib.suppress(OpenElsewhereError, OSError):
+            self._acquire()
+            shutil.rmtree(self.path, ignore_errors=True)
+            self._lock.release()
 
     def finish(self, record: records.RunRecord) -> None:
         """Writes the record of the whole run."""
