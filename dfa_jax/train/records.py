@@ -137,7 +137,7 @@ def edit(path: pathlib.Path) -> Iterator[Editor]:
     lock = filelock.FileLock(path.with_name(f".{path.name}.lock"))
     try:
         with contextlib.suppress(NotImplementedError):
-            lock.acquire(timeout=LOCK_SECONDS, poll_interval=0.01)
+            lock.acquire(timeout=LOCK_SECONDS, poll_interval=0.002)
     except filelock.Timeout as error:
         raise InputError(
             f"{path} has been in the hands of another process for {LOCK_SECONDS:.0f} s; end that"
