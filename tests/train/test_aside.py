@@ -72,8 +72,12 @@ def dies(monkeypatch):
     return run
 
 
-@pytest.mark.parametrize("is_evaluated", [False, True])
-def test_a_kill_at_any_moment_leaves_a_whole_run(tmp_path, dies, is_evaluated):
+@pytest.mark.parametrize(
+    ("is_evaluated", "end"),
+    [(False, aside.put_back), (True, aside.drop), (True, aside.put_back)],
+    ids=["fails", "runs", "fails at its first checkpoint"],
+)
+def test_a_kill_at_any_moment_leaves_a_whole_run(tmp_path, dies, is_evaluated, end):
     """Every change of the disk, from setting aside to the end, is one where the process dies; so is
     every change of the start after it, which mends. The next one finds a whole run."""
     run, old, new = (tmp_path / name for name in ("run", "old", "new"))
@@ -84,7 +88,6 @@ def test_a_kill_at_any_moment_leaves_a_whole_run(tmp_path, dies, is_evaluated):
         (new / "curve.jsonl").write_text("{}\n")
     whole = [contents(old), contents(new)][: 1 + is_evaluated]
     write = functools.partial(shutil.copytree, new, run, dirs_exist_ok=True, symlinks=True)
-    end = aside.drop if is_evaluated else aside.put_back
     replace = [lambda: aside.set_aside(run), (write,), lambda: end(run)]
     for first in itertools.count():
         was_killed = True
@@ -169,7 +172,7 @@ def test_the_old_run_is_back_after_a_fault(run, monkeypatch, name):
 
 def test_what_can_be_told_before_is_refused_before(tmp_path, monkeypatch):
     """Documented contract: a misspelt option makes no directory, and moves none."""
-    monkeypatch.setattr(loop.Files, "open", stopped)
+    monkeypatch.setattr(loop.Files, "open", no_room)
     frozen = dataclasses.replace(CONFIG, optimizer=Optimizer(frozen=("layer_9",)))
     with pytest.raises(errors.InputError, match="layer_9"):
         fit(frozen, run_dir=tmp_path / "run", progress=False)
