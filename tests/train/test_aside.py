@@ -26,10 +26,9 @@ POINT = Evaluation(4, 1.0, 0.5, 0.5, 0.5, 0.5, {})
 
 
 def fill(path, what):
-    """Something in every kind of file, a link among them."""
+    """A folder with a file, and a link."""
     (path / "checkpoints").mkdir(parents=True)
     (path / "checkpoints" / "state").write_text(f"weights of {what}")
-    (path / "config.json").write_text(what)
     (path / "link").symlink_to("checkpoints")
 
 
@@ -104,7 +103,7 @@ def test_a_kill_at_any_moment_leaves_a_whole_run(tmp_path, dies, is_evaluated, e
                 break
         if not was_killed:
             break
-    assert first > 8
+    assert first > 6
 
 
 @pytest.fixture
