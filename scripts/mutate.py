@@ -411,8 +411,8 @@ SABOTAGES = {
     ),
     "stop without saving": Sabotage(
         "train/loop.py",
-        "    for run in runs:\n        run.save()\n    step, last",
-        "    step, last",
+        "    for run in runs:\n        if not run.replaces:\n            run.save()\n    said",
+        "    said",
         "tests/train/test_interrupt.py::test_a_stop_between_evaluations_loses_nothing[3]",
     ),
     "do not hear SIGTERM": Sabotage(
@@ -504,8 +504,8 @@ SABOTAGES = {
     ),
     "a report beside its twin": Sabotage(
         "report/pod_table.py",
-        "if len(others) < len(held):",
-        "if False:",
+        "others = [one for one in records.read_lines(path, parse) if one.key != report.key]",
+        "others = records.read_lines(path, parse)",
         "tests/report/test_pod_table.py -k takes_the_place",
     ),
     "parts larger than allowed": Sabotage(
@@ -578,14 +578,14 @@ SABOTAGES = {
     ),
     "begin a stopped run again": Sabotage(
         "report/run.py",
-        "again = not directory.latest_step() or (",
-        "again = directory.path.exists() or (",
+        "again = bool(overwrite and directory.latest_step() and ",
+        "again = bool(directory.latest_step() and not ",
         "tests/report/test_run.py -k goes_on_from_its_checkpoint",
     ),
     "go on from no checkpoint": Sabotage(
         "report/run.py",
-        "again = not directory.latest_step() or (",
-        "again = (",
+        "    directory.clear_unbegun()\n",
+        "",
         "tests/report/test_run.py -k before_its_first_checkpoint",
     ),
     "keep a run of another configuration": Sabotage(
@@ -596,9 +596,56 @@ SABOTAGES = {
     ),
     "do not close a run": Sabotage(
         "train/directory.py",
-        "self._lock.release()",
-        "pass",
+        "            self._lock.release()\n\n    def _settle",
+        "            pass\n\n    def _settle",
         "tests/train/test_directory.py -k closed_run_can_be_opened",
+    ),
+    "let the old run go at once": Sabotage(
+        "train/directory.py",
+        "                aside.set_aside(path)\n            # Written",
+        "                aside.set_aside(path)\n"
+        "                aside.drop(path)\n            # Written",
+        "tests/train/test_aside.py -k old_run_is_back",
+    ),
+    "set aside in place": Sabotage(
+        "train/aside.py",
+        "        (path / _MOVING).mkdir()\n"
+        "        _move(old, path / _MOVING)\n"
+        "        (path / _MOVING).rename(path / _OLD)\n",
+        "        (path / _OLD).mkdir()\n        _move(old, path / _OLD)\n",
+        "tests/train/test_aside.py -k kill_at_any_moment",
+    ),
+    "bring an old run back over a new one": Sabotage(
+        "train/aside.py",
+        "if (path / _OLD).exists() and has_point(path):",
+        "if False:",
+        "tests/train/test_aside.py -k mended_at_the_next_start",
+    ),
+    "append without the lock": Sabotage(
+        "train/records.py",
+        "    with edit(path) as file:\n        file.append(record)",
+        "    Editor(path).append(record)",
+        "tests/train/test_records.py -k is_writing_is_not_cut_off",
+    ),
+    "gather without the lock": Sabotage(
+        "report/gathering.py",
+        "    with records.edit(path) as file:\n"
+        "        held = records.read_runs(path)\n        file",
+        "    with contextlib.nullcontext(records.Editor(path)) as file:\n"
+        "        held = records.read_runs(path)\n        file",
+        "tests/report/test_at_once.py -k gathering_waits",
+    ),
+    "put a run on record twice": Sabotage(
+        "report/run.py",
+        "if (held := on_record(path, record.variant, config)) is None:",
+        "if (held := None) is None:",
+        "tests/report/test_at_once.py -k did_meanwhile_is_done",
+    ),
+    "do what is done": Sabotage(
+        "report/run.py",
+        "if (one.variant, one.seed) in {(record.variant, record.seed) for record in held}:",
+        "if False:",
+        "tests/report/test_at_once.py -k did_meanwhile_is_done",
     ),
     "say all that Orbax says": Sabotage(
         "train/checkpoint.py",

@@ -1,6 +1,5 @@
 """What the benchmarks share: ratios of times taken in turns, and the line they leave behind."""
 
-import json
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -77,6 +76,4 @@ def append(path: pathlib.Path | None, **row: Any) -> None:
     """Adds a line of JSON with the environment to a file, if one was asked for."""
     if path is None:
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        file.write(json.dumps({"environment": records.environment(), **row}) + "\n")
+    records.append(path, {"environment": records.environment(), **row})

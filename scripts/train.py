@@ -20,7 +20,11 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("recipe", nargs="?", help="a file under configs/, as quickstart")
     parser.add_argument("--run-dir", type=pathlib.Path, help="where the run is kept [runs/RECIPE]")
     parser.add_argument("--resume", action="store_true", help="go on with the run that is there")
-    parser.add_argument("--overwrite", action="store_true", help="replace the run that is there")
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace the run that is there, once the new one runs",
+    )
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     run, options = parser.parse_known_args(arguments)
     name: str = run.recipe or ""

@@ -105,8 +105,9 @@ def gather(recipe: Recipe, folder: pathlib.Path, results: pathlib.Path) -> list[
 
 def _keep(path: pathlib.Path, found: Sequence[RunRecord]) -> None:
     """Writes these records, and behind them the others of the file; no file for none."""
+    if not found and not path.exists():
+        return
     own = {(record.variant, record.seed) for record in found}
-    others = [one for one in records.read_runs(path) if (one.variant, one.seed) not in own]
-    if found or others:
-        path.touch()
-        records.rewrite(path, [*found, *others])
+    with records.edit(path) as file:
+        held = records.read_runs(path)
+        file.replace([*found, *(one for one in held if (one.variant, one.seed) not in own)])

@@ -62,11 +62,9 @@ def parse(fields: Any) -> Compiled:
 
 def keep(path: pathlib.Path, report: Compiled) -> list[Compiled]:
     """Puts the report in the file, in place of one of the same; all that are in it then."""
-    held = records.read_lines(path, parse)
-    others = [one for one in held if one.key != report.key]
-    if len(others) < len(held):
-        records.rewrite(path, others)
-    records.append(path, report)
+    with records.edit(path) as file:
+        others = [one for one in records.read_lines(path, parse) if one.key != report.key]
+        file.replace([*others, report])
     return [*others, report]
 
 

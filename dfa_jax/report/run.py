@@ -8,7 +8,6 @@ import contextlib
 import dataclasses
 import os
 import pathlib
-import shutil
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -22,15 +21,17 @@ from dfa_jax.report.bar import Bar
 from dfa_jax.report.recipe import Recipe
 from dfa_jax.report.series import test_error
 from dfa_jax.report.text import duration
-from dfa_jax.train import loop, records
+from dfa_jax.train import interrupt, loop, records
 from dfa_jax.train.config import TrainConfig, rule_name, to_dict
-from dfa_jax.train.directory import RunDirectory
+from dfa_jax.train.directory import OpenElsewhereError, RunDirectory
+from dfa_jax.train.interrupt import Interrupted
 from dfa_jax.train.records import RunRecord
 
 UNFINISHED = "unfinished"
 """The folder of runs that are not on record yet, beside the records."""
 
 SAVE_SECONDS = 30.0  # many runs are shorter
+POLL_SECONDS = 2.0
 
 
 def run(
@@ -43,6 +44,8 @@ def run(
     progress: bool = False,
 ) -> list[RunRecord]:
     """Makes the runs that `path` does not hold yet, and goes on with one that was stopped.
+
+    A run that another process makes is left to it, and taken up in the end if it is missing then.
 
     Args:
         recipe: what to run, as `catalogue.load` gives it.
@@ -57,7 +60,8 @@ def run(
 
     Raises:
         InputError: a recorded or unfinished run has another configuration and `overwrite` is not
-            set; another process makes it.
+            set.
+        Interrupted: the process was asked to stop.
     """
     bar = Bar(recipe, path, data_dir, shown=progress)
     with bar.steps:
@@ -76,18 +80,58 @@ def _run(
         recipe = tuned(recipe, path.with_name(tuning.FILE), data_dir, overwrite, say, bar)
     if overwrite:
         drop_outdated(recipe, path)
-    held = plan.matching(recipe, records.read_runs(path))
-    done = {(record.variant, record.seed) for record in held}
-    todo = [one for one in plan.plan(recipe) if (one.variant, one.seed) not in done]
-    total = len(plan.plan(recipe))
-    for place, one in enumerate(todo):
+    todo, passed = plan.plan(recipe), 0
+    while todo:
+        one = todo.pop(0)
+        # Read anew for each run: other processes may make runs of the same recipe.
+        held = plan.matching(recipe, records.read_runs(path))
+        if (one.variant, one.seed) in {(record.variant, record.seed) for record in held}:
+            continue
         folder = path.parent / UNFINISHED / one.name
-        record = train(recipe, one.variant, one.config, folder, data_dir, overwrite, bar)
-        keep(path, record, folder)
-        held.append(record)
-        left = duration(seconds_left(todo[place + 1 :], held))
-        say(f"[{total - len(todo) + place + 1}/{total}] {describe(record)}; {left} left")
-    return plan.matching(recipe, held)
+        try:
+            record = train(recipe, one.variant, one.config, folder, data_dir, overwrite, bar)
+        except OpenElsewhereError as error:
+            todo.append(one)
+            passed += 1
+            if passed >= len(todo):  # in a row: there is nothing else to do
+                wait(f"{error}; this one waits" if passed == len(todo) else "", say)
+            continue
+        passed = 0
+        keep(path, one.config, record, folder)
+        say(progress(recipe, [*held, record]))
+    return plan.matching(recipe, records.read_runs(path))
+
+
+def progress(recipe: Recipe, held: Sequence[RunRecord]) -> str:
+    """How many runs are on record, what the last one gave, and how long the others may take."""
+    planned, done = plan.plan(recipe), {(one.variant, one.seed) for one in held}
+    todo = [one for one in planned if (one.variant, one.seed) not in done]
+    left = duration(seconds_left(todo, held))
+    return f"[{len(planned) - len(todo)}/{len(planned)}] {describe(held[-1])}; {left} left"
+
+
+def wait(why: str, say: Callable[[str], None]) -> None:
+    """Lets other processes work; says why, if anything.
+
+    Raises:
+        Interrupted: the process was asked to stop.
+    """
+    if why:
+        say(why)
+    time.sleep(POLL_SECONDS)
+    if interrupt.requested():
+        raise Interrupted("stopped while it waited for another process")
+
+
+def on_record(path: pathlib.Path, variant: str, config: TrainConfig) -> RunRecord | None:
+    """The run of this label, configuration and seed in a file of records, if it is there."""
+    held = (
+        record
+        for record in records.read_runs(path)
+        if (record.variant, record.seed) == (variant, config.seed)
+        and not plan.changes(config, record)
+    )
+    return next(held, None)
 
 
 def train(
@@ -102,7 +146,8 @@ def train(
     """One run of a recipe, or the rest of the one in its folder."""
     config_here, directory = plan.located(config, data_dir), RunDirectory(folder)
     bar.begin(f"{variant}, seed {config.seed}", config)
-    again = not directory.latest_step() or (overwrite and _is_other(directory, config_here))
+    directory.clear_unbegun()
+    again = bool(overwrite and directory.latest_step() and _is_other(directory, config_here))
     result = loop.fit(
         config_here,
         run_dir=folder,
@@ -126,12 +171,21 @@ def _is_other(directory: RunDirectory, config: TrainConfig) -> bool:
         return True
 
 
-def keep(path: pathlib.Path, record: RunRecord, folder: pathlib.Path) -> None:
-    """Puts a run on record, which then needs its folder no more."""
-    records.append(path, record)
-    shutil.rmtree(folder, ignore_errors=True)
+def keep(
+    path: pathlib.Path, config: TrainConfig, record: RunRecord, folder: pathlib.Path
+) -> RunRecord:
+    """Puts a run on record, which then needs its folder no more; unless another process has by now.
+
+    Returns:
+        The one that is on record.
+    """
+    with records.edit(path) as file:
+        if (held := on_record(path, record.variant, config)) is None:
+            file.append(record)
+    RunDirectory(folder).remove()
     with contextlib.suppress(OSError):  # others are unfinished
         os.removedirs(folder.parent)
+    return held or record
 
 
 def tuned(
@@ -147,22 +201,31 @@ def tuned(
         drop_outdated(tuning.grid(recipe), path)
 
     def trial(label: str, config: TrainConfig) -> RunRecord:
-        started = time.perf_counter()
-        folder = path.parent / UNFINISHED / "trials" / label
-        try:
-            record = train(recipe, label, config, folder, data_dir, overwrite, bar)
-            score = tuning.score(config, record)
-            shown = f"loss {score:.4f}" if is_text(record) else f"error {score:.2f} %"
-            found = f"validation {shown}"
-        except DivergedError:
-            record = diverged(recipe, label, config, time.perf_counter() - started)
-            found = "diverged"
-        keep(path, record, folder)
-        jax.clear_caches()  # see `sweep.work`; no later trial has this program
-        say(f"{label}, rate {config.optimizer.learning_rate:g}: {found}")
+        folder, why = path.parent / UNFINISHED / "trials" / label, ""
+        while not (record := on_record(path, label, config)):
+            started = time.perf_counter()
+            try:
+                record = train(recipe, label, config, folder, data_dir, overwrite, bar)
+            except DivergedError:
+                record = diverged(recipe, label, config, time.perf_counter() - started)
+            except OpenElsewhereError as error:  # which rate is next depends on it
+                wait("" if why else (why := f"{error}; this one waits"), say)
+                continue
+            record = keep(path, config, record, folder)
+            jax.clear_caches()  # see `sweep.work`; no later trial has this program
+            say(f"{label}, rate {config.optimizer.learning_rate:g}: {judged(config, record)}")
+            break
         return record
 
     return tuning.settled(recipe, tuning.search(recipe, tuning.read(recipe, path.parent), trial))
+
+
+def judged(config: TrainConfig, trial: RunRecord) -> str:
+    """What a trial is judged by, in words."""
+    if not trial.curve:
+        return "diverged"
+    score = tuning.score(config, trial)
+    return f"validation loss {score:.4f}" if is_text(trial) else f"validation error {score:.2f} %"
 
 
 def diverged(recipe: Recipe, variant: str, config: TrainConfig, seconds: float) -> RunRecord:
@@ -202,7 +265,8 @@ def seconds_left(todo: Sequence[plan.Planned], held: Sequence[RunRecord]) -> flo
 
 def drop_outdated(recipe: Recipe, path: pathlib.Path) -> None:
     """Rewrites the records without those of another configuration."""
-    held = records.read_runs(path)
-    outdated = {id(record) for record in plan.outdated(recipe, held)}
-    if outdated:
-        records.rewrite(path, [record for record in held if id(record) not in outdated])
+    with records.edit(path) as file:
+        held = records.read_runs(path)
+        outdated = {id(record) for record in plan.outdated(recipe, held)}
+        if outdated:
+            file.replace(record for record in held if id(record) not in outdated)

@@ -146,16 +146,17 @@ def run(
 ) -> None:
     """Computes the cases that `path` does not hold yet; a stop loses at most the one in progress.
 
+    Of several processes at once, each computes what none has put on record when it comes to it.
+
     Raises:
         InputError: a recorded case has another configuration and `overwrite` is not set.
     """
-    held = read(path)
     if overwrite:
-        held = [record for record in held if not _changed(study, record)]
-        records.rewrite(path, held)
-    done = {record.case for record in matching(study, held)}
-    todo = [label for label in study.cases if label not in done]
-    for number, label in enumerate(todo, start=len(study.cases) - len(todo) + 1):
+        drop_outdated(study, path)
+    for label in study.cases:
+        done = {record.case for record in matching(study, read(path))}
+        if label in done:
+            continue
         started = time.perf_counter()
         found = study.cases[label].run()
         record = CaseRecord(
@@ -166,8 +167,26 @@ def run(
             environment=records.environment(),
             results={name: rounded(values) for name, values in found.items()},
         )
-        records.append(path, record)
+        keep(study, path, record)
+        number = len(done | {label})
         say(f"[{number}/{len(study.cases)}] {label}: {duration(record.wall_seconds)}")
+
+
+def drop_outdated(study: Study, path: pathlib.Path) -> None:
+    """Rewrites the records without those of another configuration."""
+    with records.edit(path) as file:
+        held = read(path)
+        kept = [record for record in held if not _changed(study, record)]
+        if len(kept) < len(held):
+            file.replace(kept)
+
+
+def keep(study: Study, path: pathlib.Path, record: CaseRecord) -> None:
+    """Puts a case on record, unless another process has by now."""
+    with records.edit(path) as file:
+        others = (one for one in read(path) if one.case == record.case)
+        if all(_changed(study, one) for one in others):
+            file.append(record)
 
 
 def read(path: pathlib.Path) -> list[CaseRecord]:

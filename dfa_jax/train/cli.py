@@ -42,6 +42,7 @@ PARTS: dict[str, dict[str, Any]] = {
     "model": MODELS,
     "data": DATA,
 }
+_NO_MEMORY = ("RESOURCE_EXHAUSTED", "Out of memory allocating")  # as XLA says it
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 
 
@@ -49,7 +50,8 @@ _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 def exit_on_bad_input(script: str) -> Iterator[None]:
     """Bad input becomes one line on standard error and exit code 2; faults keep their traceback.
 
-    So does a disk that is full or cannot be written to. Other processes of the run hear of it.
+    So does a disk that is full or cannot be written to, and a lack of memory. Other processes of
+    the run hear of it.
     """
     try:
         yield
@@ -64,12 +66,17 @@ def exit_on_bad_input(script: str) -> Iterator[None]:
 
 
 def _blamed(error: Exception) -> str:
-    """What to say of bad input, or of a disk, in one line; nothing of a fault."""
+    """What to say of bad input, or of no room on disk or in memory, in one line; "" of a fault."""
     if isinstance(error, errors.InputError):
         return " ".join(str(error).splitlines())
     if isinstance(error, OSError) and error.errno in _NO_ROOM:
         remedy = "make room, or let it be written to, and give the same command again"
         return f"a file cannot be written ({error}); {remedy}"
+    if isinstance(error, MemoryError) or any(said in str(error) for said in _NO_MEMORY):
+        return (
+            f"the run does not fit in memory ({errors.reason(error, 120)}); lower --batch-size,"
+            " --examples-at-once or the model's sizes, or split it over devices"
+        )
     return ""
 
 

@@ -164,7 +164,7 @@ class TrainConfig:
         """Optimiser steps of the run, at least one.
 
         Raises:
-            InputError: `num_tokens` of what is no text.
+            InputError: `num_tokens` of what is no text; more steps than can be counted.
         """
         if self.num_tokens:
             if not isinstance(self.data, TextData | MarkovData):
@@ -172,8 +172,10 @@ class TrainConfig:
                     f"num_tokens is {self.num_tokens} and data is {type(self.data).__name__}, which"
                     " has no tokens; set num_epochs in its place"
                 )
-            return max(1, round(self.num_tokens / (self.batch_size * self.data.context)))
-        return max(1, round(self.num_epochs * steps_per_epoch))
+            number = round(self.num_tokens / (self.batch_size * self.data.context))
+            return _countable(max(1, number), f"num_tokens is {self.num_tokens}")
+        number = round(self.num_epochs * steps_per_epoch)
+        return _countable(max(1, number), f"num_epochs is {self.num_epochs:g}")
 
     def evaluation_steps(self, num_steps: int, steps_per_epoch: int) -> list[int]:
         """After which steps to evaluate; the last one is always among them.
@@ -186,6 +188,15 @@ class TrainConfig:
             return [*map(int, np.unique(steps))]
         every = max(1, round(self.eval_every * steps_per_epoch))
         return [*range(every, num_steps, every), num_steps]
+
+
+def _countable(num_steps: int, given: str) -> int:
+    """So many steps, if the state can count them, in 32 bits."""
+    if num_steps >= 2**31:
+        raise InputError(
+            f"{given}, which makes {num_steps:.2g} steps; expected fewer than 2**31: lower it"
+        )
+    return num_steps
 
 
 _LINEN_FIELDS = ("parent", "name")

@@ -7,20 +7,24 @@ import json
 import os
 import pathlib
 import shutil
+import sys
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from dfa_jax.errors import InputError
+from dfa_jax.train import aside, records
 from dfa_jax.train import config as configs
-from dfa_jax.train import records
 from dfa_jax.train.config import TrainConfig
 
 if TYPE_CHECKING:
     import filelock
 
 _CONFIG = "config.json"
-_CURVE = "curve.jsonl"
 _RECORD = "record.json"
-_LOCK = ".lock"
+
+
+class OpenElsewhereError(InputError):
+    """Another process has the run open."""
 
 
 class RunDirectory:
@@ -34,6 +38,7 @@ class RunDirectory:
     | `tensorboard/` | the same numbers as the curve, for TensorBoard |
     | `record.json` | the whole run, once it has ended |
     | `.lock` | nothing; held by the process that has the run open |
+    | `.overwritten/` | the run that was there, until the new one has been evaluated: see `aside` |
     """
 
     def __init__(self, path: pathlib.Path):
@@ -47,42 +52,85 @@ class RunDirectory:
     ) -> "RunDirectory":
         """Makes the directory, or takes up an existing one; no other process can, until `close`.
 
-        The system lets go of it when the process dies, however it dies.
+        The system lets go of it when the process dies, however it dies. With `overwrite`, the run
+        that is there is set aside until `drop_old`, or comes back: on `close`, at the next `open`.
 
         Raises:
             InputError: it exists and neither `resume` nor `overwrite` was asked for, or both were;
-                it holds something that is not a run; its run has another configuration; another
-                process has it open; it cannot be written to.
+                it holds something that is not a run; its run has another configuration; it cannot
+                be written to.
+            OpenElsewhereError: another process has it open.
         """
         if resume and overwrite:
             raise InputError("--resume and --overwrite exclude each other; give one of them")
         directory = cls(path)
-        try:
-            directory._check(config, resume=resume, overwrite=overwrite)
+        with contextlib.ExitStack() as undo, directory._usable():
+            directory._check_place()
+            # Nobody has it open without a lock, and a refusal leaves none behind.
+            if not (path / aside.LOCK).exists() and not aside.is_begun(path):
+                directory._check(config, resume=resume, overwrite=overwrite)
             path.mkdir(parents=True, exist_ok=True)
             directory._acquire()
-            # Again, as somebody may have had it since; and a refusal leaves no lock behind.
+            undo.callback(directory.close)
+            directory._settle()
+            # Again, as somebody may have had it since.
+            directory._check_place()
             directory._check(config, resume=resume, overwrite=overwrite)
             if overwrite:
-                directory._clear()
+                aside.set_aside(path)
             # Written on resume too: a folder that cannot be written to is refused here, by name.
             _write(path / _CONFIG, configs.to_dict(config))
+            undo.pop_all()
+        return directory
+
+    @contextlib.contextmanager
+    def _usable(self) -> Iterator[None]:
+        try:
+            yield
         except OSError as error:
             raise InputError(
-                f"run directory {path} cannot be used ({error.strerror}); choose a folder that can"
-                " be written to"
+                f"run directory {self.path} cannot be used ({error.strerror}); choose a folder that"
+                " can be written to"
             ) from error
-        return directory
 
     @functools.cached_property
     def _lock(self) -> "filelock.FileLock":
         import filelock  # of an extra
 
-        return filelock.FileLock(self.path / _LOCK)
+        return filelock.FileLock(self.path / aside.LOCK)
+
+    @property
+    def replaces(self) -> bool:
+        """Whether a run is set aside, which comes back on `close`."""
+        return aside.is_begun(self.path)
+
+    def drop_old(self) -> None:
+        """Deletes the run that is set aside, if any: the new one is known to run."""
+        aside.drop(self.path)
 
     def close(self) -> None:
-        """Lets others open it."""
-        self._lock.release()
+        """Lets others open it; a run that is set aside comes back.
+
+        Raises:
+            InputError: it cannot be brought back; the next `open` does.
+        """
+        try:
+            if aside.put_back(self.path):
+                self._say(aside.BACK)
+        except OSError as error:
+            raise InputError(
+                f"the run that --overwrite set aside in {self.path} cannot be brought back"
+                f" ({error.strerror}); let that folder be written to: the next start brings it back"
+            ) from error
+        finally:
+            self._lock.release()
+
+    def _settle(self) -> None:
+        if said := aside.settle(self.path):
+            self._say(said)
+
+    def _say(self, line: str) -> None:
+        print(f"{self.path}: {line}", file=sys.stderr)
 
     def _acquire(self) -> None:
         import filelock  # of an extra
@@ -92,30 +140,29 @@ class RunDirectory:
             with contextlib.suppress(NotImplementedError):
                 self._lock.acquire(blocking=False)
         except filelock.Timeout as error:
-            raise InputError(
+            raise OpenElsewhereError(
                 f"run directory {self.path} is open in another process; wait until that has ended,"
-                f" or choose another folder (if its machine is gone, delete {self.path / _LOCK})"
+                " or choose another folder (if its machine is gone, delete"
+                f" {self.path / aside.LOCK})"
             ) from error
 
-    def _content(self) -> list[pathlib.Path]:
-        """All that is there, but for the lock."""
-        return [one for one in self.path.iterdir() if one.name != _LOCK]
-
-    def _clear(self) -> None:
-        for one in self._content():
-            shutil.rmtree(one) if one.is_dir() and not one.is_symlink() else one.unlink()
-
-    def _check(self, config: TrainConfig, *, resume: bool, overwrite: bool) -> None:
+    def _check_place(self) -> None:
+        """Refuses what is no folder, or that of something else: nothing there may be touched."""
         check_path(self.path)
-        if self.path.exists() and not self.path.is_dir():
-            raise InputError(f"run directory {self.path} is a file; choose another path")
-        if not self.path.exists() or not self._content():
+        if not self.path.exists():
             return
-        if not self._is_run():
+        if not self.path.is_dir():
+            raise InputError(f"run directory {self.path} is a file; choose another path")
+        if not aside.is_begun(self.path) and aside.content(self.path) and not self._is_run():
             raise InputError(
                 f"{self.path} exists and is not a run (it has no {_CONFIG} of one); choose another"
                 " folder, or remove it yourself"
             )
+
+    def _check(self, config: TrainConfig, *, resume: bool, overwrite: bool) -> None:
+        """Refuses a run that is there, if it is not what was asked for."""
+        if not self.path.exists() or not aside.content(self.path):
+            return
         if not resume and not overwrite:
             raise InputError(
                 f"{self.path} holds a run already; add --resume to go on with it, --overwrite to"
@@ -153,14 +200,14 @@ class RunDirectory:
 
     def append(self, evaluation: records.Evaluation) -> None:
         """Adds a point to the curve."""
-        records.append(self.path / _CURVE, evaluation)
+        records.Editor(self.path / aside.CURVE).append(evaluation)  # the lock is the directory's
 
     def check_begun(self) -> None:
         """Refuses to start again where there are results but no checkpoint.
 
         One point without a checkpoint is what a stop while the first one is written leaves.
         """
-        path = self.path / _CURVE
+        path = self.path / aside.CURVE
         if path.exists() and (number := path.read_bytes().count(b"\n")) > 1:
             raise InputError(
                 f"{path} has {number} points and there is no checkpoint in {self.checkpoints} to go"
@@ -169,7 +216,7 @@ class RunDirectory:
 
     def curve_until(self, step: int) -> list[records.Evaluation]:
         """The curve up to a step; later points, which a resumed run makes again, are removed."""
-        path = self.path / _CURVE
+        path = self.path / aside.CURVE
         lines = path.read_text(errors="replace").split("\n")[:-1] if path.exists() else []
         kept = []
         for number, line in enumerate(lines, start=1):
@@ -208,6 +255,33 @@ class RunDirectory:
         """The step of the newest whole checkpoint, 0 if there is none."""
         names = (path.name for path in self.checkpoints.glob("*"))
         return max((int(name) for name in names if name.isdecimal()), default=0)
+
+    def clear_unbegun(self) -> None:
+        """Empties a directory whose run has no checkpoint to go on from, as `open` would leave it.
+
+        Raises:
+            InputError: as `open`: it is no run's, or cannot be used.
+            OpenElsewhereError: another process has it open.
+        """
+        if not self.path.exists():
+            return
+        with self._usable():
+            self._check_place()
+            self._acquire()
+            try:
+                self._settle()
+                if not self.latest_step():
+                    aside.set_aside(self.path)
+                    aside.drop(self.path)
+            finally:
+                self._lock.release()
+
+    def remove(self) -> None:
+        """Deletes it, unless another process has it open, or it cannot be deleted."""
+        with contextlib.suppress(OpenElsewhereError, OSError):
+            self._acquire()
+            shutil.rmtree(self.path, ignore_errors=True)
+            self._lock.release()
 
     def finish(self, record: records.RunRecord) -> None:
         """Writes the record of the whole run."""

@@ -15,7 +15,16 @@ _received: list[signal.Signals] = []
 
 
 class Interrupted(BaseException):
-    """A run was asked to stop, and has; not an `Exception`, as `KeyboardInterrupt` is none."""
+    """A run was asked to stop, and has; not an `Exception`, as `KeyboardInterrupt` is none.
+
+    Args:
+        said: what came of it.
+        again: how to go on, where it is not as the script says.
+    """
+
+    def __init__(self, said: str = "", again: str = ""):
+        super().__init__(said)
+        self.again = again
 
 
 def requested() -> bool:
@@ -43,7 +52,7 @@ def listen(script: str, again: str) -> Iterator[None]:
     try:
         yield
     except Interrupted as stop:
-        print(f"{script}: {stop}; {again}", file=sys.stderr)
+        print(f"{script}: {stop}; {stop.again or again}", file=sys.stderr)
         raise SystemExit(_EXIT_CODES[_received[0]] if _received else 0) from None
     finally:
         for one, handler in before.items():

@@ -72,7 +72,8 @@ def fit(
         run_dir: where configuration, curve, checkpoints and TensorBoard files go; nothing is
             written without it.
         resume: go on with the run in `run_dir` (or start it, if there is none).
-        overwrite: replace the run in `run_dir`.
+        overwrite: replace the run in `run_dir`, once the new one has been evaluated; until then it
+            is set aside, and comes back if the new one fails, is stopped or is killed.
         save_seconds: a checkpoint at an evaluation costs a tenth of a second; leave it out where
             the last one is not so old.
         progress: show a bar with loss, accuracy, steps/s and the time left; or the bar of several
@@ -82,7 +83,8 @@ def fit(
         InputError: the configuration cannot be run here (before any work), `run_dir` is taken or
             damaged beyond its checkpoints, cannot be written to any more, or the loss is no longer
             finite.
-        Interrupted: the process was asked to stop (`train.interrupt`); the state is saved.
+        Interrupted: the process was asked to stop (`train.interrupt`); the state is saved, unless
+            the run is to replace one that `overwrite` has set aside.
 
     >>> from dfa_jax.data import ImageData
     >>> few = TrainConfig(data=ImageData(num_train=256), batch_size=64, num_epochs=1)
@@ -146,14 +148,11 @@ def fit_together(
             " memory; train them one by one"
         )
     how = {"resume": resume, "overwrite": overwrite, "save_seconds": save_seconds}
+    runs = [Run(member, program, data) for member in members]
+    runs[0].abstract_state()  # what is refused is so before any file is touched
     with contextlib.ExitStack() as stack:
-        files = [
-            Files.open(stack, pathlib.Path(path), member, **how)
-            for path, member in zip(run_dirs or (), members, strict=bool(run_dirs))
-        ]
-        runs = [
-            Run(member, program, data, own) for member, own in itertools.zip_longest(members, files)
-        ]
+        for run, path in zip(runs, run_dirs or (), strict=bool(run_dirs)):
+            run.write_to(Files.open(stack, pathlib.Path(path), run.config, **how))
         return _train(runs, progress)
 
 
@@ -192,6 +191,8 @@ def _train(runs: Sequence[Run], progress: bool | Bar) -> list[Result]:
                     run.record_point(end)
             except Interrupted:
                 _stop(runs)
+            for run in runs:
+                run.drop_old()
             step = end
     return [run.finish() for run in runs]
 
@@ -316,12 +317,20 @@ def _asked(run: Run, seconds: float) -> Array | np.ndarray:
 
 
 def _stop(runs: Sequence[Run]) -> NoReturn:
-    """Saves what is not saved yet."""
-    for run in runs:
-        run.save()
+    """Saves what is not saved yet; of a run that is to replace another, once it is evaluated."""
     step, last = int(runs[0].state.step), runs[0].program.num_steps
-    kept = "the state is saved" if runs[0].files else "nothing was kept of this run"
-    raise Interrupted(f"stopped after step {step} of {last}; {kept}")
+    for run in runs:
+        if not run.replaces:
+            run.save()
+    said = f"stopped after step {step} of {last}"
+    if any(run.replaces for run in runs):
+        raise Interrupted(
+            f"{said}, before the first evaluation: the run that was there is kept",
+            "the same command begins again",
+        )
+    raise Interrupted(
+        f"{said}; " + ("the state is saved" if runs[0].files else "nothing was kept of this run")
+    )
 
 
 def _dispatch(

@@ -1,5 +1,6 @@
 """Results are data: one typed record a run, one JSON line a record."""
 
+import contextlib
 import dataclasses
 import functools
 import importlib.metadata
@@ -8,7 +9,7 @@ import os
 import pathlib
 import platform
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from dfa_jax.errors import InputError
@@ -77,23 +78,86 @@ class RunRecord:
         return self.curve[-1]
 
 
-def append(path: pathlib.Path, record: Any) -> None:
-    """Adds a dataclass instance to a file as one line of JSON."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    drop_unfinished_line(path)
-    with path.open("a") as file:
-        file.write(json.dumps(dataclasses.asdict(record)) + "\n")
+LOCK_SECONDS = 60.0  # it is held for milliseconds
 
 
-def drop_unfinished_line(path: pathlib.Path) -> None:
-    """Cuts off a last line that a stop left without its end, or the next record would join it."""
-    if path.exists() and path.stat().st_size:
-        with path.open("rb+") as file:
+@dataclasses.dataclass(frozen=True)
+class Editor:
+    """What may be done to a file of records by who alone may change it: see `edit`.
+
+    A record is a dataclass instance, or a dict of what JSON has. Readers need no lock: they see
+    whole lines and, at most, the beginning of one more, which they leave out.
+    """
+
+    path: pathlib.Path
+
+    def append(self, record: Any) -> None:
+        """Adds a record as one line, in one write."""
+        self._drop_unfinished_line()
+        left = _line(record).encode()
+        with self.path.open("ab", buffering=0) as file:
+            while left:  # what a full disk takes, and then its error
+                left = left[file.write(left) :]
+
+    def replace(self, kept: Iterable[Any]) -> None:
+        """Puts other records into the file, in one atomic step."""
+        self._replace("".join(map(_line, kept)).encode())
+
+    def _drop_unfinished_line(self) -> None:
+        """Leaves out a last line that a stop left without its end, or the next would join it."""
+        if not self.path.exists() or not self.path.stat().st_size:
+            return
+        with self.path.open("rb") as file:
             file.seek(-1, os.SEEK_END)
             if file.read() == b"\n":
                 return
-            content = path.read_bytes()
-            file.truncate(content.rfind(b"\n") + 1)
+        # Not cut off: a reader in the middle of it would go on in another line.
+        content = self.path.read_bytes()
+        self._replace(content[: content.rfind(b"\n") + 1])
+
+    def _replace(self, content: bytes) -> None:
+        draft = self.path.with_suffix(".draft")
+        draft.write_bytes(content)
+        draft.replace(self.path)
+
+
+@contextlib.contextmanager
+def edit(path: pathlib.Path) -> Iterator[Editor]:
+    """Inside of the block, no other process changes the file: what is read there stays so.
+
+    The lock is on a file of its own beside it, as the records' own is replaced, and the system lets
+    go of it when the process dies. On a file system without locks, nothing watches.
+
+    Raises:
+        InputError: another process does not let go of it.
+    """
+    import filelock  # of an extra
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(path.with_name(f".{path.name}.lock"))
+    try:
+        with contextlib.suppress(NotImplementedError):
+            lock.acquire(timeout=LOCK_SECONDS, poll_interval=0.002)
+    except filelock.Timeout as error:
+        raise InputError(
+            f"{path} has been in the hands of another process for {LOCK_SECONDS:.0f} s; end that"
+            f" one, or delete {lock.lock_file} if its machine is gone, and give the same command"
+            " again"
+        ) from error
+    try:
+        yield Editor(path)
+    finally:
+        lock.release()
+
+
+def append(path: pathlib.Path, record: Any) -> None:
+    """Adds a record to a file as one line of JSON; any number of processes may at once."""
+    with edit(path) as file:
+        file.append(record)
+
+
+def _line(record: Any) -> str:
+    return json.dumps(record if isinstance(record, dict) else dataclasses.asdict(record)) + "\n"
 
 
 def read_runs(path: pathlib.Path) -> list[RunRecord]:
@@ -129,17 +193,6 @@ def read_lines(path: pathlib.Path, parse: Callable[[Any], Any]) -> list[Any]:
                 f"{path}, line {number} is not a run record ({error}); mend or delete that line"
             ) from error
     return found
-
-
-def rewrite(path: pathlib.Path, kept: Sequence[Any]) -> None:
-    """Replaces a file's records in one atomic step; without a file there is nothing to do."""
-    if path.exists():
-        draft = path.with_suffix(".draft")
-        draft.unlink(missing_ok=True)
-        draft.touch()
-        for record in kept:
-            append(draft, record)
-        draft.replace(path)
 
 
 @functools.cache

@@ -64,6 +64,7 @@ class Files(NamedTuple):
     checkpoints: Checkpoints
     events: pathlib.Path
     save_seconds: float
+    replaces: bool
 
     @classmethod
     def open(
@@ -81,16 +82,16 @@ class Files(NamedTuple):
         The first of several processes has the directory to itself; all write checkpoints.
         """
 
-        def claim() -> None:
+        def claim() -> bool:
             opened = RunDirectory.open(path, config, resume=resume, overwrite=overwrite)
-            stack.enter_context(contextlib.closing(opened))
+            return stack.enter_context(contextlib.closing(opened)).replaces
 
-        hosts.from_first(claim)
+        replaces = hosts.from_first(claim)
         hosts.check_shared(path)
         directory = RunDirectory(path)
         checkpoints = stack.enter_context(Checkpoints(directory.checkpoints, config))
         events = directory.tensorboard / f"events.out.tfevents.{time.time():.6f}"
-        return cls(directory, checkpoints, events, save_seconds)
+        return cls(directory, checkpoints, events, save_seconds, replaces)
 
     def curve_until(self, step: int) -> list[Evaluation]:
         """See `RunDirectory.curve_until`; at step 0 it begins, and refuses to begin again."""
@@ -114,6 +115,14 @@ class Files(NamedTuple):
             tensorboard.append(self.events, evaluation.step, _scalars(evaluation))
 
         self._from_first(write, f"the evaluation of step {evaluation.step}")
+
+    def drop_old(self) -> None:
+        """Deletes the run that this one replaces.
+
+        Raises:
+            InputError: it cannot be deleted.
+        """
+        self._from_first(self.directory.drop_old, "the end of the run that is replaced")
 
     def finish(self, record: RunRecord) -> None:
         """Writes the record of the whole run.
@@ -146,12 +155,16 @@ class Run:
         since: the step of the last of them, 0 before the first.
         sums: of training metrics over the steps since then, in double precision and step by step,
             so that they do not depend on how the steps were dispatched.
+        files: where it is written down, if anywhere; set before it begins.
+        replaces: whether a run is set aside, which comes back unless `drop_old` is called.
     """
 
     state: TrainState
+    files: Files | None = None
+    replaces: bool = False
 
-    def __init__(self, config: TrainConfig, program: Program, data: Data, files: Files | None):
-        self.config, self.program, self.data, self.files = config, program, data, files
+    def __init__(self, config: TrainConfig, program: Program, data: Data):
+        self.config, self.program, self.data = config, program, data
         self.everywhere = sharding.replicated(program.mesh)
         num_train = len(data.train.targets)
         self.source = EpochShuffle(num_train, config.batch_size, config.seed)
@@ -164,6 +177,25 @@ class Run:
     def kept(self) -> list[int]:
         """Steps of the checkpoints, the newest first."""
         return self.files.checkpoints.steps if self.files else []
+
+    def write_to(self, files: Files) -> None:
+        """Has the run written down; call it before it begins."""
+        self.files, self.replaces = files, files.replaces
+
+    def drop_old(self) -> None:
+        """Deletes the run that this one replaces, now that it is known to run."""
+        if self.files and self.replaces:
+            self.files.drop_old()
+        self.replaces = False
+
+    def abstract_state(self) -> TrainState:
+        """Shapes and types of the state.
+
+        Raises:
+            InputError: it cannot be drawn: no parameter has a name that was given, for instance.
+        """
+        init = functools.partial(compiled.draw_state, program=self.program)
+        return jax.eval_shape(init, *seed_keys(self.config), self._example())
 
     def start(self) -> None:
         """Draws the state on the devices where it stays."""
@@ -180,8 +212,7 @@ class Run:
             DamagedError: see `Checkpoints.restore`.
         """
         assert self.files
-        init = functools.partial(compiled.draw_state, program=self.program)
-        abstract = jax.eval_shape(init, *seed_keys(self.config), self._example())
+        abstract = self.abstract_state()
         shardings = sharding.state_shardings(self.program.mesh, abstract)
         like = sharding.placed(abstract, shardings)
         self.state, progress = self.files.checkpoints.restore(like, step)

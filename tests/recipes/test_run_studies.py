@@ -47,9 +47,8 @@ def check_parts(name, results):
         publish.publish(small, folder)
     path = folder / small.source / publish.RECORDS
     for part in (held[:1], held[:-1]) if len(held) > 1 else ():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-        files.rewrite(path, part)
+        with files.edit(path) as file:
+            file.replace(part)
         assert "Not all of it is in yet." in publish.publish(small, folder)
         assert f"{len(part)} of {len(held)} runs" in (folder / name / "index.html").read_text()
     path.unlink(missing_ok=True)

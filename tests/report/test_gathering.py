@@ -87,7 +87,8 @@ def timeless(path):
 
 def rewritten(path, change):
     """Puts other records into a file."""
-    files.rewrite(path, [change(record) for record in files.read_runs(path)])
+    with files.edit(path) as file:
+        file.replace([change(record) for record in files.read_runs(path)])
 
 
 def work(folder, stop_after=None):

@@ -11,6 +11,7 @@ import types
 import typing
 
 import flax.linen as nn
+import jax.numpy as jnp
 import pytest
 
 from dfa_jax.errors import InputError
@@ -209,6 +210,15 @@ def test_a_full_disk_is_no_fault(capsys):
     assert exited.value.code == 2
     said = capsys.readouterr().err
     assert "a file cannot be written ([Errno 28] No space left on device); make room" in said
+    assert said.count("\n") == 1
+
+
+def test_a_lack_of_memory_is_no_fault(capsys):
+    """XLA's own words: sizes that no machine has are the user's, and 40 lines of ours hide them."""
+    with pytest.raises(SystemExit), exit_on_bad_input("train.py"):
+        jnp.zeros((1 << 22, 1 << 22)).block_until_ready()
+    said = capsys.readouterr().err
+    assert re.search(r"does not fit in memory \(.*Out of memory allocating 7\d+ bytes.*lower", said)
     assert said.count("\n") == 1
 
 

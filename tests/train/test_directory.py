@@ -84,7 +84,7 @@ def test_both_flags(run):
 
 def test_overwrite_starts_from_nothing(run):
     """No curve, checkpoint or record of the old run may survive into the new one."""
-    claim(run, overwrite=True)
+    claim(run, overwrite=True).drop_old()
     assert set(contents(run)) == {"config.json"}
 
 
@@ -154,22 +154,26 @@ def test_data_may_move(run):
 @pytest.mark.parametrize("flag", ["resume", "overwrite"])
 def test_a_run_is_open_in_one_process(run, flag):
     """Two processes in one run would mix their curves. The other one is a process of its own, as a job
-    that a scheduler started again too early; when it is killed, the run is free."""
+    that a scheduler started again too early; when it is killed, the run is free, and back."""
     program = (
         "import json, pathlib, sys\n"
         "from dfa_jax.train.directory import RunDirectory\n"
         "from tests.train import small\n"
         "config = small.config()\n"
-        "held = RunDirectory.open(pathlib.Path(sys.argv[1]), config, resume=True, overwrite=False)\n"
+        "flags = {'resume': False, 'overwrite': False, sys.argv[2]: True}\n"
+        "held = RunDirectory.open(pathlib.Path(sys.argv[1]), config, **flags)\n"
         "print('open', flush=True)\n"
         "sys.stdin.read()\n"
     )
-    command = [sys.executable, "-c", program, str(run)]
+    before = contents(run)
+    command = [sys.executable, "-c", program, str(run), flag]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         assert other.stdout.readline() == b"open\n"
-        assert_refused(run, r"open in another process; wait .*\.lock\)", **{flag: True})
+        for flags in ({}, {flag: True}):
+            assert_refused(run, r"open in another process; wait .*\.lock\)", **flags)
         other.kill()
-    claim(run, **{flag: True})
+    claim(run, resume=True)
+    assert contents(run) == before
 
 
 def test_a_closed_run_can_be_opened(run):

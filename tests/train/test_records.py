@@ -4,7 +4,9 @@ import dataclasses
 import json
 import math
 import re
+import threading
 
+import filelock
 import jax
 import pytest
 
@@ -42,6 +44,54 @@ def test_last_line_cut_short_is_left_out(tmp_path, record, kept):
     whole = path.read_text()
     path.write_text(whole + whole[:kept])
     assert records.read_runs(path) == [record]
+
+
+def test_a_line_that_another_process_is_writing_is_not_cut_off(tmp_path, record):
+    """Oracle: both records. Half of the line is there when the other one comes, and takes it for what a
+    stop has left; readers leave it out, and wait for nobody."""
+    path, whole = tmp_path / "records.jsonl", json.dumps(dataclasses.asdict(record)) + "\n"
+    other = dataclasses.replace(record, seed=7)
+    thread = threading.Thread(target=records.append, args=(path, other))
+    with records.edit(path), path.open("ab", buffering=0) as file:
+        file.write(whole[:100].encode())
+        thread.start()
+        thread.join(timeout=0.1)
+        assert records.read_runs(path) == []
+        file.write(whole[100:].encode())
+    thread.join(timeout=60)
+    assert records.read_runs(path) == [record, other]
+
+
+def test_a_reader_has_whole_lines_while_others_are_replaced(tmp_path, record):
+    """Oracle: the file that it opened. Half a line is left out by another file in its place; cut off, the
+    reader would go on in the middle of the next one."""
+    path, whole = tmp_path / "records.jsonl", json.dumps(dataclasses.asdict(record)) + "\n"
+    path.write_text(whole + whole[:100])
+    with path.open() as reader:
+        records.append(path, record)
+        assert reader.read() == whole + whole[:100]
+    assert records.read_runs(path) == [record, record]
+
+
+def test_a_lock_that_is_not_let_go(tmp_path, record, monkeypatch):
+    """Oracle: the contract; one line that names the file and the remedy, and no record changes."""
+    path = tmp_path / "records.jsonl"
+    records.append(path, record)
+    monkeypatch.setattr(records, "LOCK_SECONDS", 0.01)
+    with records.edit(path), pytest.raises(InputError, match=r"in the hands of .*\.jsonl\.lock if"):
+        records.append(path, record)
+    assert records.read_runs(path) == [record]
+
+
+def test_without_locks_records_are_kept_all_the_same(tmp_path, record, monkeypatch):
+    """Oracle: the round trip, on a file system that has none, as filelock says it."""
+
+    def acquire(*arguments, **options):
+        raise NotImplementedError
+
+    monkeypatch.setattr(filelock.FileLock, "acquire", acquire)
+    records.append(tmp_path / "records.jsonl", record)
+    assert records.read_runs(tmp_path / "records.jsonl") == [record]
 
 
 @pytest.mark.parametrize(
