@@ -187,7 +187,7 @@ SABOTAGES = {
         "block: jax.lax.stop_gradient(found[block]) if block in cut else found[block]",
         "block: found[block]",
         '"tests/rules/test_forward_gradients.py::test_the_mean_of_many_draws_is_the_true_gradient'
-        '[local, activities]" -m "slow or not slow"',
+        '[local, activities]" -m "not nightly"',
     ),
     "guess the heads too": Sabotage(
         "rules/weight_forward_gradient.py",
@@ -425,13 +425,13 @@ SABOTAGES = {
         "train/run.py",
         "return hosts.from_first(attempt)",
         "return attempt()",
-        'tests/train/test_hosts.py::test_processes_do_not_matter -m "slow or not slow"',
+        'tests/train/test_hosts.py::test_processes_do_not_matter -m "not nightly"',
     ),
     "processes may disagree": Sabotage(
         "train/hosts.py",
         "    if differ.size:",
         "    if False:",
-        'tests/train/test_hosts.py -k disagree -m "slow or not slow"',
+        'tests/train/test_hosts.py -k disagree -m "not nightly"',
     ),
     "fsdp splits nothing": Sabotage(
         "train/sharding.py",
@@ -525,38 +525,38 @@ SABOTAGES = {
         "return jax.lax.with_sharding_constraint(tree, shardings)",
         "return jax.lax.with_sharding_constraint("
         "jax.tree.map(lambda a: 1.01 * a, tree), shardings)",
-        'tests/train/test_layouts.py -k losses_of -m "slow or not slow"',
+        'tests/train/test_layouts.py -k losses_of -m "not nightly"',
     ),
     "restore a little more": Sabotage(
         "train/checkpoint.py",
         "return found.state, found.progress",
         "params = jax.tree.map(lambda a: 1.0001 * a, found.state.params)\n"
         "        return found.state._replace(params=params), found.progress",
-        'tests/train/test_layouts.py -k layout_to_layout -m "slow or not slow"',
+        'tests/train/test_layouts.py -k layout_to_layout -m "not nightly"',
     ),
     "restore anywhere": Sabotage(
         "train/sharding.py",
         "return NamedSharding(mesh, PartitionSpec())",
         "return jax.sharding.SingleDeviceSharding(mesh.devices.flat[0])",
-        'tests/train/test_layouts.py -k mesh_to_mesh -m "slow or not slow"',
+        'tests/train/test_layouts.py -k mesh_to_mesh -m "not nightly"',
     ),
     "list checkpoints alone": Sabotage(
         "train/checkpoint.py",
         "single_host_load_and_broadcast=True",
         "single_host_load_and_broadcast=False",
-        'tests/train/test_layouts.py -k refused_by_all -m "slow or not slow"',
+        'tests/train/test_layouts.py -k refused_by_all -m "not nightly"',
     ),
     "take the mesh for the run": Sabotage(
         "train/config.py",
         'PLACEMENT = ("fsdp", "model_axis", "layer_axis")',
         "PLACEMENT = ()",
-        'tests/train/test_resume.py -k under_another_mesh -m "slow or not slow"',
+        'tests/train/test_resume.py -k under_another_mesh -m "not nightly"',
     ),
     "do not hear a signal": Sabotage(
         "train/interrupt.py",
         "return bool(_received)",
         "return False",
-        'tests/train/test_interrupt.py -k asked_to_stop -m "slow or not slow"',
+        'tests/train/test_interrupt.py -k asked_to_stop -m "not nightly"',
     ),
     "open a run twice": Sabotage(
         "train/directory.py",
@@ -568,13 +568,13 @@ SABOTAGES = {
         "train/alarm.py",
         'client.key_value_set(_KEY, f"{own}: {reason}")',
         "pass",
-        'tests/train/test_hosts.py -k fails_alone -m "slow or not slow"',
+        'tests/train/test_hosts.py -k fails_alone -m "not nightly"',
     ),
     "forget the rate": Sabotage(
         "report/sweep.py",
         "return Job(name, one.variant, tuning.at_rate(one.config, rate))",
         "return Job(name, one.variant, one.config)",
-        'tests/report/test_sweep.py -k are_one_worker -m "slow or not slow"',
+        'tests/report/test_sweep.py -k are_one_worker -m "not nightly"',
     ),
     "begin a stopped run again": Sabotage(
         "report/run.py",
@@ -651,7 +651,7 @@ SABOTAGES = {
         "train/checkpoint.py",
         "one.disabled = True",
         "pass",
-        'tests/train/test_hosts.py -k fails_alone -m "slow or not slow"',
+        'tests/train/test_hosts.py -k fails_alone -m "not nightly"',
     ),
     "take images of any name": Sabotage(
         "report/pod.py",

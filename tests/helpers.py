@@ -1,6 +1,6 @@
 """What the tests share: small models and batches, and comparisons of trees that say where they differ."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import chex
@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from dfa_jax import autodiff, losses
 from dfa_jax.models import MLP, ConvNet, Model, Transformer, from_linen
@@ -15,6 +16,17 @@ from dfa_jax.rules import GradEstimate, LearningRule
 from dfa_jax.types import Batch
 
 LOSS = losses.softmax_cross_entropy
+NIGHTLY = pytest.mark.nightly
+
+
+def at_night(cases: Iterable[Any], *every_day: Any) -> list[Any]:
+    """These cases in each run of CI, the others, which repeat them, in that of a night."""
+    return [
+        case
+        if case in every_day
+        else pytest.param(*(case if isinstance(case, tuple) else (case,)), marks=NIGHTLY)
+        for case in cases
+    ]
 
 
 def assert_close(actual: Any, expected: Any, tolerance: float = 1e-6) -> None:

@@ -19,7 +19,11 @@ SMALL = Transformer(num_outputs=7, num_layers=2, width=8, num_heads=2, mlp_facto
 every_form = pytest.mark.parametrize("form", ["pre", "post"])
 finest_first = pytest.mark.parametrize(  # a leak shows up at the finest, where there is most to cut
     "granularity",
-    ["linear", *(pytest.param(g, marks=pytest.mark.slow) for g in ("micro", "macro"))],
+    [
+        "linear",
+        pytest.param("micro", marks=pytest.mark.slow),
+        pytest.param("macro", marks=helpers.NIGHTLY),
+    ],
 )
 
 

@@ -12,7 +12,7 @@ from dfa_jax.rules import RULES
 from dfa_jax.train import loop
 from dfa_jax.train import records as files
 from dfa_jax.train.config import rule_name, to_dict
-from tests.recipes.shrunk import LOADED, of_kind, trace
+from tests.recipes.shrunk import LOADED, LONG, check_start, of_kind, trace, whole
 
 
 def test_there_are_recipes():
@@ -77,7 +77,7 @@ def train_once(trained, monkeypatch):
 @pytest.mark.recipe
 @pytest.mark.slow
 @pytest.mark.usefixtures("train_once")
-@pytest.mark.parametrize("name", of_kind(Recipe))
+@pytest.mark.parametrize("name", whole(of_kind(Recipe)))
 def test_shrunk_recipe_runs_to_its_page(name, tmp_path):
     """Oracle: invariant; every variant and rule of the recipe is on record and on the page."""
     small = shrink(catalogue.load(name))
@@ -92,3 +92,11 @@ def test_shrunk_recipe_runs_to_its_page(name, tmp_path):
     assert (folder / "figure.png").stat().st_size > 10_000
     page = (folder / "index.html").read_text()
     assert all(f"<td>{variant}</td>" in page for variant in small.variants)
+
+
+@pytest.mark.recipe
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(LONG))
+def test_long_recipe_starts(name, tmp_path):
+    """Oracle: invariant; the first run is on record, and a page shows it. The whole comes at night."""
+    check_start(name, tmp_path)

@@ -7,7 +7,7 @@ from dfa_jax.report import publish
 from dfa_jax.report.run_study import RunStudy
 from dfa_jax.train import loop
 from dfa_jax.train import records as files
-from tests.recipes.shrunk import LOADED, check_page, of_kind, plain, trace
+from tests.recipes.shrunk import LOADED, check_page, of_kind, plain, trace, whole
 
 PODS = [name for name in of_kind(RunStudy) if "/pod/" in name]
 
@@ -32,7 +32,7 @@ def train_alike_once(trained, monkeypatch):
 
 @pytest.mark.recipe
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in of_kind(RunStudy) if name not in PODS])
+@pytest.mark.parametrize("name", whole([name for name in of_kind(RunStudy) if name not in PODS]))
 def test_shrunk_study_runs_to_its_page(name, results):
     """Oracle: invariant; every run is on record, every finding in the table and on the page."""
     check_page(name, results)
@@ -56,7 +56,7 @@ def check_parts(name, results):
 
 @pytest.mark.recipe
 @pytest.mark.slow
-@pytest.mark.parametrize("name", PODS)
+@pytest.mark.parametrize("name", whole(PODS))
 def test_shrunk_pod_recipe_compiles_and_steps(name):
     """Oracle: invariant; every run is traced, and one with all that a pod needs (scan, remat, half
     precision, a stream, a split width) is trained. How a ladder's records are drawn and judged is

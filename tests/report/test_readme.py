@@ -112,7 +112,7 @@ def test_a_line_a_paper_is_the_sum_of_its_recipes():
         assert f"[{run} of {run + others} recipes]" in line
 
 
-@pytest.mark.slow
+@pytest.mark.nightly  # every day: against the committed tables, above
 @pytest.mark.usefixtures("optimised")
 def test_committed_lines_show_the_committed_records(tmp_path):
     """Oracle: recomputation. A result that changes without the READMEs is a false claim."""

@@ -63,7 +63,7 @@ def check_same(folder, alone):
     assert sorted(found, key=str) == sorted(expected, key=str)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly  # those that are killed share them too
 def test_two_workers_share_the_jobs(tmp_path, alone):
     """Invariant: every job is said once, by either worker; the records are those of one process."""
     ((folder, said),) = workers(tmp_path, kills=0).items()

@@ -80,6 +80,14 @@ TABLE = {
         lambda: mixer(6),
     ),
 }
+IN_CI = (  # the widest; the others at night
+    "weights",
+    "activities",
+    "activities of a scan",
+    "local, activities of a scan",
+    "patches and groups, weights",
+    "patches and groups, contrastive",
+)
 LOSSES = {"patches and groups, contrastive": nt_xent}  # the others: helpers.LOSS
 
 
@@ -93,7 +101,7 @@ def prepared(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", list(TABLE))
+@pytest.mark.parametrize("name", helpers.at_night(TABLE, *IN_CI))
 def test_the_mean_of_many_draws_is_the_true_gradient(name):
     """Statistical test: z of every coordinate below the readout, from 3,000 draws; the root of the
     mean of z^2 is within 0.7 to 1.3 (0.95 to 1.05 over the whole table, below): coordinates of one
@@ -106,7 +114,7 @@ def test_the_mean_of_many_draws_is_the_true_gradient(name):
     assert exact < 1e-4  # a sum of 3,000 in single precision
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_all_z_together():
     """Statistical test: over all coordinates of the table the root of the mean of z^2 is within 0.95
     to 1.05. Rows draw independently."""

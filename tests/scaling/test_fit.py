@@ -204,7 +204,7 @@ def test_intervals_cover_where_points_of_a_curve_err_together():
     assert covered(by_points, 0.07)[1] < 17, "the test has no power if points would do"
 
 
-@pytest.mark.slow
+@pytest.mark.nightly  # those of a power law are covered, by the same code, in CI
 @pytest.mark.usefixtures("optimised")
 def test_intervals_cover_the_chinchilla_law():
     """Statistical test: each planted number of the replication lies in 95 % of 60 intervals, p > 1e-4.

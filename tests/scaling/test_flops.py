@@ -20,7 +20,7 @@ from dfa_jax.rules import (
 )
 from dfa_jax.scaling import flops
 from dfa_jax.types import Batch
-from tests import hlo
+from tests import helpers, hlo
 
 SMALL = Transformer(num_outputs=24, num_layers=2, width=8, num_heads=2, context=12)
 LARGER = Transformer(num_outputs=60, num_layers=3, width=24, num_heads=3, mlp_factor=2, context=40)
@@ -70,7 +70,7 @@ def is_trained(arm, name):
 
 
 def cases():
-    """Every arm, granularity and size; one of each kind in the everyday tests."""
+    """Every arm, granularity and size; one of each kind in the everyday tests, every arm in CI."""
     everyday = {
         ("backprop", "macro", "pre"),
         ("shallow", "macro", "pre"),
@@ -81,14 +81,21 @@ def cases():
         for arm in ARMS:
             for granularity in ("macro", "micro", "linear") if arm in SITED else ("macro",):
                 for form in ("pre", "post") if module is SMALL else ("pre",):
-                    is_slow = time != 12 or (arm, granularity, form) not in everyday
+                    marks = []
+                    if time != 12 or (arm, granularity, form) not in everyday:
+                        marks = [pytest.mark.slow]
+                        if (granularity, form, time) not in (
+                            ("macro", "pre", 12),
+                            ("micro", "pre", 40),
+                        ):
+                            marks += [pytest.mark.nightly]
                     yield pytest.param(
                         module.clone(norm=form),
                         arm,
                         granularity,
                         batch,
                         time,
-                        marks=pytest.mark.slow if is_slow else (),
+                        marks=marks,
                         id=f"{arm}-{granularity}-{form}-{time}",
                     )
 
@@ -114,7 +121,10 @@ def test_counts_are_the_compilers(module, arm, granularity, batch, time):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("form", ["pre", "post"])
-@pytest.mark.parametrize("arm", ["backprop", "shallow", "per_site", "tapped_shared", "weights"])
+@pytest.mark.parametrize(
+    "arm",
+    helpers.at_night(["backprop", "shallow", "per_site", "tapped_shared", "weights"], "per_site"),
+)
 def test_counts_of_tied_models_are_the_compilers(arm, form):
     """Independent implementation: as above, where the unembedding is the embedding's transpose."""
     module = SMALL.clone(norm=form, tied=True, positions="rotary", use_bias=False)

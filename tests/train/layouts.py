@@ -1,8 +1,9 @@
 """What does not depend on the processes, computed by several of them, one layout after another.
 
-`python -m tests.train.layouts FOLDER` leaves, for each layout, in `FOLDER/LAYOUT` the losses of every
-case, the states that were restored from the checkpoints of the layout before, and checkpoints of them;
-in the first layout also the run in `FOLDER/run`, brought to its end. One process imports everything
+`python -m tests.train.layouts FOLDER` leaves, for each layout, in `FOLDER/LAYOUT` the losses of the cases
+of CI, the states that were restored from the checkpoints of the layout before, and checkpoints of them; in
+the first layout also the run in `FOLDER/run`, brought to its end. With `others` behind it, it leaves the
+losses of the other cases, and nothing else. One process imports everything
 and forks before JAX has started its threads, so that a process costs no second import.
 """
 
@@ -29,7 +30,7 @@ RULES = ("direct_feedback_alignment", "kolen_pollack")  # feedback in the rule's
 SECONDS = 600  # for all cases of a layout, on a machine that does much else
 
 
-def main(folder: pathlib.Path) -> None:
+def main(folder: pathlib.Path, *, others: bool) -> None:
     """One layout after another; each passes its checkpoints on."""
     before = folder / "first"
     for name, (number, devices, _) in LAYOUTS.items():
@@ -41,7 +42,10 @@ def main(folder: pathlib.Path) -> None:
                 continue
             jax.config.update("jax_num_cpu_devices", devices)
             hosts.join(environment)
-            member(folder, before, name)
+            mesh = small.mesh(*LAYOUTS[name][2][:2], fsdp=LAYOUTS[name][2][2])
+            if not others:
+                member(folder, before, name, mesh)
+            note_losses(folder / name, mesh, others=others)
             raise SystemExit
         wait_for(members, name)
         before = folder / name
@@ -61,9 +65,8 @@ def wait_for(members: list[int], name: str) -> None:
         time.sleep(0.05)
 
 
-def member(folder: pathlib.Path, before: pathlib.Path, name: str) -> None:
-    """What each process of a layout does."""
-    mesh = small.mesh(*LAYOUTS[name][2][:2], fsdp=LAYOUTS[name][2][2])
+def member(folder: pathlib.Path, before: pathlib.Path, name: str, mesh: jax.sharding.Mesh) -> None:
+    """What each process of a layout does with checkpoints."""
     for rule in RULES:
         if name == "2x4":
             refuse(folder, before, rule, mesh)
@@ -73,12 +76,17 @@ def member(folder: pathlib.Path, before: pathlib.Path, name: str) -> None:
             np.savez(folder / name / rule / "state.npz", *jax.tree.leaves(parts))
     if name == "2x4":
         fit(small.config(RULES[0]), run_dir=folder / "run", resume=True, progress=False)
+
+
+def note_losses(folder: pathlib.Path, mesh: jax.sharding.Mesh, *, others: bool) -> None:
+    """Leaves the losses of the cases of CI, or of the others."""
     found = {
         f"{model} {rule}": test_meshes.losses(model, rule, mesh)
         for model, rule in test_meshes.CASES
+        if ((model, rule) in test_meshes.IN_CI) != others
     }
     if hosts.is_first():
-        np.savez(folder / name / "losses.npz", **found)
+        np.savez(folder / "losses.npz", **found)
 
 
 def refuse(folder: pathlib.Path, before: pathlib.Path, rule: str, mesh: jax.sharding.Mesh) -> None:
@@ -116,4 +124,4 @@ def like(rule: str, mesh: jax.sharding.Mesh) -> checkpoint.TrainState:
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")  # of forking, which is safe until JAX has a backend
-    main(pathlib.Path(sys.argv[1]))
+    main(pathlib.Path(sys.argv[1]), others=sys.argv[2:] == ["others"])

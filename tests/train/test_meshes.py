@@ -13,6 +13,7 @@ from dfa_jax.data import MarkovData
 from dfa_jax.models import MLP, ConvNet, LocalMixer, Transformer
 from dfa_jax.optim import Optimizer
 from dfa_jax.rules import RULES
+from tests import helpers
 from tests.train import small
 
 STEPS = 20
@@ -27,6 +28,13 @@ MODELS = {
 }
 CASES = [("mlp", rule) for rule in RULES]
 CASES += [(model, "direct_feedback_alignment") for model in MODELS if model != "mlp"]
+IN_CI = (  # of every kind of state and gradient one; the others at night
+    ("mlp", "direct_feedback_alignment"),
+    ("mlp", "kolen_pollack"),
+    ("mlp", "activity_forward_gradient"),
+    ("mlp", "local_losses"),
+    ("transformer", "direct_feedback_alignment"),
+)
 
 
 def losses(model, rule, mesh):
@@ -61,14 +69,14 @@ def assert_same(model, rule, shape):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", helpers.at_night(RULES, *(rule for _, rule in IN_CI)))
 def test_every_rule_split_both_ways(rule):
     """Noise, feedback and heads are drawn from global keys: no rule may feel the mesh."""
     assert_same("mlp", rule, MESHES["fsdp x model"])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mesh", MESHES)
+@pytest.mark.parametrize("mesh", helpers.at_night(MESHES, "fsdp x model"))
 @pytest.mark.parametrize("model", list(MODELS)[1:])
 def test_every_family_of_models(model, mesh):
     """Every matrix that divides is split, whatever its place in the model."""

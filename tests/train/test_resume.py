@@ -33,7 +33,8 @@ ROOTS = (pathlib.Path(dfa_jax.__file__).parents[1], pathlib.Path(__file__).paren
 
 
 EVERYDAY = ("direct_feedback_alignment",)
-OTHERS = tuple(rule for rule in RULES if rule not in EVERYDAY)
+IN_CI = ("kolen_pollack", "local_losses")  # with feedback that moves; with parameters of their own
+OTHERS = tuple(rule for rule in RULES if rule not in EVERYDAY + IN_CI)
 
 
 def started(module, *arguments):
@@ -66,12 +67,18 @@ def kill(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    "rule", [*EVERYDAY, *(pytest.param(rule, marks=pytest.mark.slow) for rule in OTHERS)]
+    "rule",
+    [
+        *EVERYDAY,
+        *(pytest.param(rule, marks=pytest.mark.slow) for rule in IN_CI),
+        *(pytest.param(rule, marks=helpers.NIGHTLY) for rule in OTHERS),
+    ],
 )
 def test_resume_of_a_killed_run_is_bit_identical(kill, rule):
     """Oracle: the same run undisturbed. Every leaf (feedback, moments, key) and every point of the
     curve must come back, or a resumed run is another experiment under the same name."""
-    directory = kill(EVERYDAY if rule in EVERYDAY else OTHERS) / rule
+    together = next(rules for rules in (EVERYDAY, IN_CI, OTHERS) if rule in rules)
+    directory = kill(together) / rule
     stopped_at = killed.latest(directory / "checkpoints")
     assert 0 < stopped_at < killed.NUM_EPOCHS * small.STEPS_PER_EPOCH
     # The same command once more must not lose the run.
@@ -93,7 +100,7 @@ def test_resume_of_a_killed_run_is_bit_identical(kill, rule):
 KILLS = int(os.environ.get("DFA_JAX_TEST_KILLS", "2"))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_run_that_dies_again_and_again(tmp_path):
     """Oracle: the same runs undisturbed. Kills at random moments of many lives, between the start of
     the process and the end of the run; state and record must come back bit by bit."""
