@@ -617,8 +617,14 @@ SABOTAGES = {
     ),
     "bring an old run back over a new one": Sabotage(
         "train/aside.py",
-        "if (path / _OLD).exists() and has_point(path):",
+        "if (path / _OLD).exists() and can_go_on(path):",
         "if False:",
+        "tests/train/test_aside.py -k mended_at_the_next_start",
+    ),
+    "drop an old run for one that cannot go on": Sabotage(
+        "train/aside.py",
+        "return is_evaluated and any(",
+        "return is_evaluated or any(",
         "tests/train/test_aside.py -k mended_at_the_next_start",
     ),
     "append without the lock": Sabotage(

@@ -3,11 +3,12 @@
 | folder | the old run | at the next start |
 | --- | --- | --- |
 | `.overwritten.moving` | is on its way, aside or back | comes back |
-| `.overwritten` | is aside | comes back, unless the new one has been evaluated |
+| `.overwritten` | is aside | comes back, unless the new one can go on |
 | `.overwritten.dropped` | is not wanted any more | is deleted |
 
 Renaming one folder leads from each state to the next, so a kill at any moment leaves all of the old
-run or, once the new one has been evaluated, the new one. Who calls has the directory to itself.
+run or, once the new one has been evaluated and saved, the new one. Who calls has the directory to
+itself.
 """
 
 import errno
@@ -69,18 +70,19 @@ def settle(path: pathlib.Path) -> str:
     if (path / _DROPPED).exists():
         shutil.rmtree(path / _DROPPED, ignore_errors=True)
         return "what was left of a run that --overwrite has replaced is deleted"
-    if (path / _OLD).exists() and has_point(path):
+    if (path / _OLD).exists() and can_go_on(path):
         drop(path)
-        return "the run that --overwrite set aside is deleted; the new one has been evaluated"
+        return "the run that --overwrite set aside is deleted; the new one was evaluated and saved"
     return BACK if put_back(path) else ""
 
 
-BACK = "the run that --overwrite set aside is back; the new one had not been evaluated"
+BACK = "the run that --overwrite set aside is back; the new one was not far enough to go on"
 
 
-def has_point(path: pathlib.Path) -> bool:
-    """Whether the run that is there has been evaluated."""
-    return (path / CURVE).exists() and b"\n" in (path / CURVE).read_bytes()
+def can_go_on(path: pathlib.Path) -> bool:
+    """Whether the run that is there has been evaluated, and has a checkpoint to go on from."""
+    is_evaluated = (path / CURVE).exists() and b"\n" in (path / CURVE).read_bytes()
+    return is_evaluated and any(one.name.isdecimal() for one in path.glob("checkpoints/*"))
 
 
 def _move(entries: Iterable[pathlib.Path], folder: pathlib.Path) -> None:

@@ -27,8 +27,8 @@ POINT = Evaluation(4, 1.0, 0.5, 0.5, 0.5, 0.5, {})
 
 def fill(path, what):
     """A folder with a file, and a link."""
-    (path / "checkpoints").mkdir(parents=True)
-    (path / "checkpoints" / "state").write_text(f"weights of {what}")
+    (path / "checkpoints" / "4").mkdir(parents=True)
+    (path / "checkpoints" / "4" / "state").write_text(f"weights of {what}")
     (path / "link").symlink_to("checkpoints")
 
 
@@ -247,9 +247,15 @@ def test_a_kill_is_mended_at_the_next_start(run, capsys):
         claim(path)
     assert capsys.readouterr().err == f"{path}: {aside.BACK}\n"
     assert contents(path) == before
+    claim(path, overwrite=True).append(POINT)  # and dies before its checkpoint is written
+    with pytest.raises(errors.InputError, match="holds a run already"):
+        claim(path)
+    assert capsys.readouterr().err == f"{path}: {aside.BACK}\n"
+    assert contents(path) == before
     claim(path, overwrite=True).append(POINT)
+    (path / "checkpoints" / "4").mkdir(parents=True)
     directory = claim(path, resume=True)
-    assert "is deleted; the new one has been evaluated" in capsys.readouterr().err
+    assert "is deleted; the new one was evaluated and saved" in capsys.readouterr().err
     assert set(contents(path)) == {"config.json", "curve.jsonl"}
     directory.close()
     assert not capsys.readouterr().err
