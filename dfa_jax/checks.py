@@ -13,6 +13,7 @@ from jaxtyping import Array
 
 from dfa_jax import losses
 from dfa_jax.autodiff import sites
+from dfa_jax.autodiff.loops import inner_programs
 from dfa_jax.models.base import Model
 from dfa_jax.rules import Backprop, LearningRule, LocalLosses
 from dfa_jax.rules.activity_forward_gradient import common_axes
@@ -311,7 +312,9 @@ def count_collectives(program: str) -> dict[str, int]:
 
 
 def matmul_flops(jaxpr: Any) -> int:
-    """FLOPs of all matrix products and convolutions in a traced program; a scan counts every turn.
+    """FLOPs of all matrix products and convolutions in a traced program.
+
+    A scan counts every turn, and of branches the one with the most, as one alone is taken.
 
     >>> matmul_flops(jax.make_jaxpr(jnp.dot)(jnp.ones((2, 3)), jnp.ones((3, 5))))
     60
@@ -327,8 +330,9 @@ def matmul_flops(jaxpr: Any) -> int:
         elif kind == "conv_general_dilated":
             total += 2 * _convolution_products(equation)
         else:
-            inner = sum(matmul_flops(part) for part in _inner_programs(equation))
-            total += inner * (equation.params["length"] if kind == "scan" else 1)
+            inner = [matmul_flops(part) for part in inner_programs(equation.params.values())]
+            turns = equation.params["length"] if kind == "scan" else 1
+            total += turns * (max(inner) if kind == "cond" else sum(inner))
     return total
 
 
@@ -337,13 +341,3 @@ def _convolution_products(equation: Any) -> int:
     kernel = equation.invars[1].aval
     outputs = equation.params["dimension_numbers"].rhs_spec[0]
     return equation.outvars[0].aval.size * (kernel.size // kernel.shape[outputs])
-
-
-def _inner_programs(equation: Any) -> list[Any]:
-    """Programs inside a call, a loop or a branch."""
-    return [
-        part
-        for value in equation.params.values()
-        for part in (value if isinstance(value, (tuple, list)) else (value,))
-        if hasattr(part, "eqns")  # a jaxpr, closed or not
-    ]

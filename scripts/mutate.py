@@ -677,6 +677,12 @@ SABOTAGES = {
         "if found := hosts.from_first(lambda: open_folder(recipe, folder)) and []:",
         "tests/report/test_sweep.py -k other_grid_than_the_first",
     ),
+    "count every branch": Sabotage(
+        "checks.py",
+        '(max(inner) if kind == "cond" else sum(inner))',
+        "sum(inner)",
+        "tests/test_checks.py -k matmul_flops_against",
+    ),
     "leave convolutions in loops as they are": Sabotage(
         "autodiff/loops.py",
         "if not any(_is_out_of_order(equation) for equation in _equations(traced.jaxpr)):",

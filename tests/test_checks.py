@@ -150,6 +150,11 @@ FLOPS = {
         [(3, 4), (4, 4)],
         30 * 2 * 3 * 16,
     ),
+    "branches, of which one is taken": (
+        lambda x, w: jax.lax.cond(x.sum() > 0, lambda: x @ w, lambda: x @ w @ w),
+        [(3, 4), (4, 4)],
+        2 * 2 * 3 * 16,
+    ),
     "checkpoint": (lambda x, w: jax.checkpoint(jnp.dot)(x, w), [(3, 4), (4, 5)], 120),
 }
 

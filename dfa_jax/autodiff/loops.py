@@ -44,19 +44,19 @@ def _equations(program: core.Jaxpr) -> Iterator[core.JaxprEqn]:
     """All of them, those of inner programs too."""
     for equation in program.eqns:
         yield equation
-        for inner in _programs(equation.params.values()):
+        for inner in inner_programs(equation.params.values()):
             yield from _equations(inner)
 
 
-def _programs(values: Iterable[Any]) -> Iterator[core.Jaxpr]:
-    """The programs among an equation's parameters, of loops and branches."""
+def inner_programs(values: Iterable[Any]) -> Iterator[core.Jaxpr]:
+    """The programs among an equation's parameters: of a call, a loop or branches."""
     for value in values:
         if isinstance(value, core.ClosedJaxpr):
             yield value.jaxpr
         elif isinstance(value, core.Jaxpr):
             yield value
         elif type(value) in (tuple, list):
-            yield from _programs(value)
+            yield from inner_programs(value)
 
 
 def _changed(value: Any) -> Any:
