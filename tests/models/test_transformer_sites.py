@@ -155,7 +155,8 @@ def test_only_block_1_reaches_the_embedding(form):
     ("form", "tied"),
     [
         ("post", True),
-        *(pytest.param(*c, marks=pytest.mark.slow) for c in (("pre", False), ("pre", True))),
+        pytest.param("pre", False, marks=pytest.mark.slow),
+        pytest.param("pre", True, marks=helpers.NIGHTLY),
     ],
 )
 def test_last_hidden_tap_scanned_equals_unrolled(x64, form, tied):

@@ -210,12 +210,13 @@ def read_until(path, done, failed):
 
 
 @pytest.mark.slow
-def test_eight_processes_at_once(tmp_path):
-    """Invariant: five append 10,000 records in all, one gathers and two read; all are there, once."""
+@pytest.mark.parametrize("each", [200, pytest.param(2_000, marks=pytest.mark.nightly)])
+def test_eight_processes_at_once(tmp_path, each):
+    """Invariant: five append so many records each, one gathers and two read; all are there, once."""
     path, context = tmp_path / plan.RECORDS, multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__, "dfa_jax.report.gathering"])
     done, failed = context.Event(), context.Event()
-    writers = [context.Process(target=write_many, args=(path, name, 2_000)) for name in "abcde"]
+    writers = [context.Process(target=write_many, args=(path, name, each)) for name in "abcde"]
     others = [
         context.Process(target=gather_until, args=(path, done)),
         *(context.Process(target=read_until, args=(path, done, failed)) for _ in range(2)),
@@ -230,4 +231,4 @@ def test_eight_processes_at_once(tmp_path):
     assert [process.exitcode for process in writers + others] == [0] * 8
     assert not failed.is_set()
     found = labels(path)
-    assert len(found) == len(set(found)) == 10_010
+    assert len(found) == len(set(found)) == 5 * each + 10

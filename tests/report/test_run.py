@@ -85,7 +85,7 @@ def timeless(folder):
     ]
 
 
-@pytest.mark.parametrize("tuned", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("tuned", [False, pytest.param(True, marks=pytest.mark.nightly)])
 def test_a_stopped_run_goes_on_from_its_checkpoint(tmp_path, monkeypatch, tuned):
     """Oracle: the recipe left alone, and its steps, counted: none is taken twice. SIGTERM comes while a
     run, or a trial, takes its second dispatch."""

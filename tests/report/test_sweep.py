@@ -20,7 +20,7 @@ from tests.report import sweepers
 from tests.train import small
 from tests.train.test_resume import started
 
-KILLS = int(os.environ.get("DFA_JAX_TEST_KILLS", "4"))
+KILLS = int(os.environ.get("DFA_JAX_TEST_KILLS", "2"))
 UNTUNED = sweepers.recipe(tuning=None)
 
 

@@ -114,7 +114,7 @@ def test_recorded_solution(x64, step_size):
     np.testing.assert_allclose(found.R[3].reshape(-1), R, atol=1e-4)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_recorded_solution_to_the_end(x64):
     """As above, through the plateau and past it."""
     found = theory.solve(fixture(), FAST, np.array([0.0, 500.0, 1000.0]))
@@ -142,7 +142,7 @@ def test_gradient_by_the_learning_rate(x64):
         np.testing.assert_allclose(slope, difference, rtol=1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_many_at_once(x64):
     """Exact equivalence: under `vmap` each start gives what it gives alone."""
     times = np.array([0.0, 1.0, 5.0])

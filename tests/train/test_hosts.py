@@ -86,7 +86,7 @@ def test_processes_do_not_matter(tmp_path, alone, number, devices):
         np.testing.assert_allclose(ours["test_loss"], theirs.test_loss, rtol=1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly  # `test_layouts` has it for checkpoints, with the digests
 def test_another_number_of_processes_goes_on(tmp_path, alone):
     """The digest vouches for the bits of a checkpoint that two processes wrote and one reads; the curve
     of a run that two begin and one ends is that of one left alone."""
@@ -103,7 +103,7 @@ def test_another_number_of_processes_goes_on(tmp_path, alone):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("cramped", [0, 1])
+@pytest.mark.parametrize("cramped", helpers.at_night((0, 1), 1))
 def test_a_process_that_fails_alone_ends_all(tmp_path, cramped):
     """Documented contract: one says what failed, the other one that and where, and both exit with 2 and
     soon. Without it the other waits in Orbax for five minutes, and JAX aborts both. What was saved
@@ -176,7 +176,7 @@ def test_a_folder_that_is_taken_is_refused_by_all(tmp_path):
 @pytest.mark.parametrize(
     ("started", "message"),
     [
-        ((0, 2), "process 1(, 2)? did not come at"),
+        pytest.param((0, 2), "process 1(, 2)? did not come at", marks=pytest.mark.nightly),
         ((1, 2), "cannot be used by process [12] of 3 in 5 s"),
     ],
     ids=["one is missing", "the first is missing"],

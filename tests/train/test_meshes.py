@@ -28,11 +28,9 @@ MODELS = {
 }
 CASES = [("mlp", rule) for rule in RULES]
 CASES += [(model, "direct_feedback_alignment") for model in MODELS if model != "mlp"]
-IN_CI = (  # of every kind of state and gradient one; the others at night
+IN_CI = (  # feedback that rests, feedback that moves, a stack; the others at night
     ("mlp", "direct_feedback_alignment"),
     ("mlp", "kolen_pollack"),
-    ("mlp", "activity_forward_gradient"),
-    ("mlp", "local_losses"),
     ("transformer", "direct_feedback_alignment"),
 )
 

@@ -11,6 +11,7 @@ from dfa_jax.models import Transformer
 from dfa_jax.optim import Optimizer
 from dfa_jax.rules import Backprop, DirectFeedbackAlignment
 from dfa_jax.train import fit
+from tests import helpers
 from tests.train import small
 
 STEPS = 20
@@ -26,7 +27,7 @@ CONFIG = dataclasses.replace(PLAIN, rule=DirectFeedbackAlignment(backward="layer
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fsdp", [False, True])
+@pytest.mark.parametrize("fsdp", helpers.at_night([False, True], True))
 def test_blocks_over_devices_train_as_one_by_one_on_one(fsdp):
     """Oracle: one device and the sequential pass; the order of sums differs, 1e-7 a step."""
     alone = small.losses(PLAIN, small.mesh(), STEPS)
@@ -36,7 +37,7 @@ def test_blocks_over_devices_train_as_one_by_one_on_one(fsdp):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("shape", [(4, 2), (8, 1)])
+@pytest.mark.parametrize("shape", [pytest.param((4, 2), marks=pytest.mark.nightly), (8, 1)])
 def test_parts_of_a_batch_on_a_mesh(shape):
     """Oracle: one device and the whole batch at once."""
     mesh = small.mesh(*shape, fsdp=shape == (8, 1))
