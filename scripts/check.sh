@@ -8,11 +8,13 @@ trap 'rm -rf "$scratch"' EXIT
 ruff check .
 ruff format --check .
 lint-imports
-pyright --pythonpath "$(command -v python)"
+pyright --pythonpath "$(command -v python)" &
+types=$!
 NO_MKDOCS_2_WARNING=1 mkdocs build --strict --quiet --site-dir "$scratch/site"
+wait "$types"
 pytest | tee "$scratch/pytest"
 # Without the checks of types and shapes, as users run it, to save time.
-pytest -m "slow and not device and not nightly" --jaxtyping-packages= | tee "$scratch/pytest-slow"
+pytest -m "slow and not device and not nightly" --jaxtyping-packages= tests | tee "$scratch/pytest-slow"
 python scripts/reproduce.py quickstart --results-dir "$scratch/results"
 
 tail -qn 1 "$scratch/pytest" "$scratch/pytest-slow"
