@@ -237,6 +237,20 @@ SABOTAGES = {
         "v = u",
         "tests/test_nt_xent.py tests/train/test_contrastive.py",
     ),
+    "measure sites on single images": Sabotage(
+        "train/compiled.py",
+        "    if program.views:\n        batch = program.views(key, batch)\n",
+        "",
+        "tests/train/test_contrastive.py -k on_views",
+    ),
+    "the readout moves the network": Sabotage(
+        "train/step.py",
+        'found["accuracy"] = seen["accuracy"]\n',
+        'found["accuracy"] = seen["accuracy"]\n'
+        '        leak = 1e-6 * classifier["kernel"][0, 0]\n'
+        "        params = jax.tree.map(lambda p: p + leak, params)\n",
+        "tests/train/test_contrastive.py -k leaves_the_network",
+    ),
     "the readout's step as long as its features are": Sabotage(
         "train/readout.py",
         "rate = self.learning_rate / (1 + jnp.square(seen).sum(-1).mean())",

@@ -62,7 +62,7 @@ def missing(recipe: Recipe, path: pathlib.Path) -> list[TrainConfig]:
     done = {(record.variant, record.seed) for record in records.read_runs(path)}
     left = [one.config for one in plan.plan(recipe) if (one.variant, one.seed) not in done]
     if recipe.tuning:
-        trials = tuning.grid(recipe).variants
         found = tuning.errors(recipe, tuning.read(recipe, path.parent))
-        left += [trials[f"{v}@{step:+d}"] for v in found for step in tuning.wanted(found[v])]
+        steps = [f"{v}@{step:+d}" for v in found for step in tuning.wanted(found[v])]
+        left += [tuning.trial(recipe, label) for label in steps]
     return left

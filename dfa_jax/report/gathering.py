@@ -60,7 +60,7 @@ def _on_record(
     found: list[RunRecord] = []
     if recipe.tuning:
         held = records.read_runs(results / tuning.FILE)
-        found += plan.matching(tuning.grid(recipe), held, remedy=remedy)
+        found += tuning.matching(recipe, held, remedy=remedy)
         recipe = tuning.settled(recipe, seen.trials)
     held = [one for one in records.read_runs(results / plan.RECORDS) if one.variant in seen.settled]
     found += plan.matching(recipe, held, remedy=remedy)

@@ -14,6 +14,8 @@ from dfa_jax.train.records import RunRecord
 RECORDS = "records.jsonl"
 """A recipe's runs, in its folder under the results."""
 
+REMEDY = "--overwrite replaces them"
+
 
 class Planned(NamedTuple):
     """One run of a recipe."""
@@ -61,7 +63,7 @@ def outdated(recipe: Recipe, records: Sequence[RunRecord]) -> list[RunRecord]:
 
 
 def matching(
-    recipe: Recipe, records: Sequence[RunRecord], *, remedy: str = "--overwrite replaces them"
+    recipe: Recipe, records: Sequence[RunRecord], *, remedy: str = REMEDY
 ) -> list[RunRecord]:
     """One record per variant and seed, in the order of the recipe's variants, then by seed.
 

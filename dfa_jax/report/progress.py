@@ -24,11 +24,10 @@ def planned(recipe: Recipe, *, flops_per_second: float = FLOPS_PER_SECOND) -> st
     lines: list[Sequence[str]] = [("variant", "trials", "runs", "tokens", "FLOPs", "hours")]
     totals = [0.0, 0.0, 0.0, 0.0]
     runs = plan.plan(recipe)
-    trials = tuning.grid(recipe).variants if recipe.tuning else {}
     for variant in recipe.variants:
         of_variant = [one.config for one in runs if one.variant == variant]
-        number = TRIALS_A_VARIANT if trials else 0
-        of_variant += number * [trials[f"{variant}@+0"]] if trials else []
+        number = TRIALS_A_VARIANT if recipe.tuning else 0
+        of_variant += number * [tuning.trial(recipe, f"{variant}@+0")] if number else []
         tokens = sum(num_tokens(one) for one in of_variant)
         spent = sum(run_flops(one) for one in of_variant)
         cells = (number, len(of_variant) - number, tokens, spent)

@@ -175,29 +175,35 @@ def survey(recipe: Recipe, folder: pathlib.Path) -> Survey:
 def _trials(recipe: Recipe, folder: pathlib.Path) -> tuple[dict[Job, RunRecord], list[Job]]:
     """The trials that are done, and the next one of each variant whose rate is not yet known."""
     done, waiting = {}, []
-    for label, config in tuning.grid(recipe).variants.items():
-        job = _trial(recipe, label, config)
-        if record := _record(folder, job, recipe.name):
-            done[job] = record
-    configs = tuning.grid(recipe).variants
+    for label in tuning.labels(recipe):
+        if record := RunDirectory(folder / _trial_name(label)).record():
+            job = _trial(recipe, label)
+            done[job] = _named(record, job, recipe.name)
     for variant, found in tuning.errors(recipe, list(done.values())).items():
         if (step := tuning.next_step(found)) is not None:
-            label = f"{variant}@{step:+d}"
-            waiting.append(_trial(recipe, label, configs[label]))
+            waiting.append(_trial(recipe, f"{variant}@{step:+d}"))
     return done, waiting
 
 
-def _trial(recipe: Recipe, label: str, config: TrainConfig) -> Job:
+def _trial_name(label: str) -> str:
+    return f"trials/{label}"
+
+
+def _trial(recipe: Recipe, label: str) -> Job:
     assert recipe.tuning
-    config = dataclasses.replace(config, seed=recipe.tuning.seed)
-    return Job(f"trials/{label}", label, config)
+    config = dataclasses.replace(tuning.trial(recipe, label), seed=recipe.tuning.seed)
+    return Job(_trial_name(label), label, config)
 
 
 def _record(folder: pathlib.Path, job: Job, recipe: str) -> RunRecord | None:
     """What the job's folder says that it found, under the recipe's names."""
     found = RunDirectory(folder / job.name).record()
-    return found and dataclasses.replace(
-        found, recipe=recipe, variant=job.variant, config=to_dict(job.config)
+    return found and _named(found, job, recipe)
+
+
+def _named(record: RunRecord, job: Job, recipe: str) -> RunRecord:
+    return dataclasses.replace(
+        record, recipe=recipe, variant=job.variant, config=to_dict(job.config)
     )
 
 
@@ -285,8 +291,7 @@ def _take(
 def _job(recipe: Recipe, name: str, rate: float) -> Job:
     """The job of this name, at the rate that its trials gave it."""
     if name.startswith("trials/"):
-        label = name.removeprefix("trials/")
-        return _trial(recipe, label, tuning.grid(recipe).variants[label])
+        return _trial(recipe, name.removeprefix("trials/"))
     (one,) = [one for one in plan.plan(recipe) if one.name == name]
     return Job(name, one.variant, tuning.at_rate(one.config, rate))
 

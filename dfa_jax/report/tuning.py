@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from dfa_jax.data import ImageData, TextData
 from dfa_jax.errors import InputError
@@ -19,44 +19,59 @@ FILE = "tuning.jsonl"
 MOST_STEPS = 8  # up or down from the first rate
 
 
-def grid(recipe: Recipe) -> Recipe:
-    """Every run that the search may come to: each variant at each rate, one seed, short.
-
-    Labels are `variant@step`: the rate is the first one times `factor**step`.
+def labels(recipe: Recipe) -> list[str]:
+    """Of every run that the search may come to, `variant@step`, variant by variant.
 
     Raises:
         InputError: a variant has no image data, from which a validation split could be cut.
     """
+    for config in recipe.variants.values():
+        _check_data(recipe, config)
     steps = range(-MOST_STEPS, MOST_STEPS + 1)
-    variants = {
-        f"{variant}@{step:+d}": _short(recipe, config, step)
-        for variant, config in recipe.variants.items()
-        for step in steps
-    }
-    return dataclasses.replace(
-        recipe,
-        variants=variants,
-        seeds=(_required(recipe).seed,),
-        expected=(),
-        orders=(),
-        tuning=None,
-    )
+    return [f"{variant}@{step:+d}" for variant in recipe.variants for step in steps]
 
 
-def _short(recipe: Recipe, config: TrainConfig, step: int) -> TrainConfig:
-    tuning = _required(recipe)
-    if not isinstance(config.data, ImageData | TextData):
-        raise InputError(
-            f"recipe '{recipe.title}' tunes on a validation split, which is cut from images or"
-            f" text; got {type(config.data).__name__}"
-        )
+def trial(recipe: Recipe, label: str) -> TrainConfig:
+    """The short run of a label; its rate is the variant's times `factor**step`.
+
+    Raises:
+        InputError: as `labels`.
+    """
+    tuning, (variant, _, step) = _required(recipe), label.rpartition("@")
+    config = recipe.variants[variant]
+    _check_data(recipe, config)
     short = dataclasses.replace(
         tuning.shorten(config),
         data=dataclasses.replace(config.data, num_validation=tuning.num_validation, num_test=None),
         log_evaluations=0,
         alignment_examples=0,
     )
-    return at_rate(short, rate(recipe, config, step))
+    return at_rate(short, rate(recipe, config, int(step)))
+
+
+def _check_data(recipe: Recipe, config: TrainConfig) -> None:
+    if not isinstance(config.data, ImageData | TextData):
+        raise InputError(
+            f"recipe '{recipe.title}' tunes on a validation split, which is cut from images or"
+            f" text; got {type(config.data).__name__}"
+        )
+
+
+def grid(recipe: Recipe, only: Collection[str] | None = None) -> Recipe:
+    """Every run that the search may come to, or those of these labels: at one seed, short.
+
+    Raises:
+        InputError: as `labels`.
+    """
+    known = labels(recipe)
+    return dataclasses.replace(
+        recipe,
+        variants={one: trial(recipe, one) for one in known if only is None or one in only},
+        seeds=(_required(recipe).seed,),
+        expected=(),
+        orders=(),
+        tuning=None,
+    )
 
 
 def rate(recipe: Recipe, config: TrainConfig, step: int) -> float:
@@ -134,14 +149,14 @@ def search(
 
     Args:
         recipe: tuned.
-        held: runs of `grid(recipe)` on record.
-        make: trains and records one of `grid(recipe)`, by its label.
+        held: those on record.
+        make: trains and records the run of a label.
     """
-    candidates, known = grid(recipe).variants, list(held)
+    known = list(held)
     for variant in recipe.variants:
         while (step := next_step(errors(recipe, known)[variant])) is not None:
             label = f"{variant}@{step:+d}"
-            known.append(make(label, candidates[label]))
+            known.append(make(label, trial(recipe, label)))
     return known
 
 
@@ -155,10 +170,18 @@ def settled(recipe: Recipe, held: Sequence[RunRecord]) -> Recipe:
     return dataclasses.replace(recipe, variants=variants, tuning=None)
 
 
-def read(recipe: Recipe, folder: pathlib.Path) -> list[RunRecord]:
-    """The search's runs on record.
+def matching(
+    recipe: Recipe, held: Sequence[RunRecord], *, remedy: str = plan.REMEDY
+) -> list[RunRecord]:
+    """The search's runs among these records.
 
     Raises:
-        InputError: one was made with another configuration.
+        InputError: as `labels`, or one was made with another configuration; the remedy is told.
     """
-    return plan.matching(grid(recipe), records.read_runs(folder / FILE))
+    found = {*labels(recipe)} & {record.variant for record in held}
+    return plan.matching(grid(recipe, found), held, remedy=remedy) if found else []
+
+
+def read(recipe: Recipe, folder: pathlib.Path) -> list[RunRecord]:
+    """The search's runs on record; raises as `matching` does."""
+    return matching(recipe, records.read_runs(folder / FILE))

@@ -7,6 +7,7 @@ import argparse
 import contextlib
 import dataclasses
 import errno
+import functools
 import re
 import sys
 import types
@@ -214,6 +215,7 @@ class _Tuple(argparse.Action):
         setattr(namespace, self.dest, tuple(values))
 
 
+@functools.cache
 def _optional(kind: Any) -> Any:
     def read(text: str) -> Any:
         return None if text.lower() == "none" else kind(text)

@@ -263,7 +263,10 @@ def changes(stored: Mapping[str, Any], config: Any) -> list[str]:
     >>> changes(to_dict(TrainConfig()), TrainConfig(seed=1))
     ['seed: 0 -> 1']
     """
-    new = flatten(to_dict(config))
+    written = to_dict(config)
+    if stored == written:  # as a rule, and of every record each time that a file is read
+        return []
+    new = flatten(written)
     old = _defaults(config) | flatten(stored)
     names = sorted((new.keys() | flatten(stored).keys()) - {"data.data_dir"})
     return [

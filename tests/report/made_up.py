@@ -1,11 +1,14 @@
 """A made-up recipe and its records, so that these tests train nothing."""
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from dfa_jax.models import MLP
 from dfa_jax.report.recipe import Expected, Recipe
 from dfa_jax.rules import RULES
 from dfa_jax.train.config import TrainConfig, rule_name, to_dict
+from dfa_jax.train.directory import RunDirectory
 from dfa_jax.train.records import Evaluation, RunRecord
 
 # Two groups of three rules over three seeds, with one published number.
@@ -63,6 +66,27 @@ def evaluation(step: int, error: float, alignment: Mapping[str, float]) -> Evalu
         test_accuracy=1 - error / 100,
         metrics=sites | {"wall_seconds": float(step)},
     )
+
+
+class Result(NamedTuple):
+    """As much of a run's result as a sweep looks at."""
+
+    record: RunRecord
+
+
+def together(made: Callable[[TrainConfig], Result]) -> Callable[..., list[Result]]:
+    """What stands in for a sweep's `fit_together`: a run has what `made` says of its configuration."""
+
+    def fit_together(configs: Sequence[TrainConfig], *, run_dirs: Any, **options: Any):
+        del options
+        (config,), (folder,) = configs, run_dirs
+        opened = RunDirectory.open(folder, config, resume=True, overwrite=False)
+        with contextlib.closing(opened) as directory:
+            result = made(config)
+            directory.finish(result.record)
+        return [result]
+
+    return fit_together
 
 
 def records() -> list[RunRecord]:

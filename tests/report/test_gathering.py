@@ -9,7 +9,6 @@ import dataclasses
 import math
 import shutil
 import threading
-from typing import NamedTuple
 
 import pytest
 
@@ -20,8 +19,6 @@ from dfa_jax.report.plan import RECORDS
 from dfa_jax.train import loop
 from dfa_jax.train import records as files
 from dfa_jax.train.config import to_dict
-from dfa_jax.train.directory import RunDirectory
-from dfa_jax.train.records import RunRecord
 from tests.report import made_up, sweepers
 from tests.test_bad_input import script
 
@@ -29,33 +26,21 @@ RECIPE = sweepers.recipe()
 BEST, TOO_HIGH = 4e-3, 1e-2  # next to the first rate of the trials, and two above
 
 
-class Result(NamedTuple):
-    record: RunRecord
-
-
 def made(config):
-    """The record of a run; its error is lowest at the best rate."""
+    """What stands for a run; its error is lowest at the best rate."""
     rate = config.optimizer.learning_rate
     if rate > TOO_HIGH:
         raise DivergedError("the loss is no longer finite")
     error = 5.0 + 10 * abs(math.log(rate / BEST)) + config.seed
     found = made_up.record(RECIPE, "digits/backprop", config.seed, (20.0, error))
-    return Result(dataclasses.replace(found, config=to_dict(config)))
+    return made_up.Result(dataclasses.replace(found, config=to_dict(config)))
 
 
 @pytest.fixture(autouse=True)
 def training(monkeypatch):
     """What stands in for it, alone and in a sweep."""
 
-    def together(configs, *, run_dirs, **options):
-        del options
-        (config,), (folder,) = configs, run_dirs
-        opened = RunDirectory.open(folder, config, resume=True, overwrite=False)
-        result = made(config)
-        opened.finish(result.record)
-        return [result]
-
-    monkeypatch.setattr(sweep, "fit_together", together)
+    monkeypatch.setattr(sweep, "fit_together", made_up.together(made))
     monkeypatch.setattr(loop, "fit", lambda config, **options: made(config))
 
 

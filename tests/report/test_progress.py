@@ -12,7 +12,8 @@ from dfa_jax.optim import Optimizer
 from dfa_jax.report import ladder, progress, sweep
 from dfa_jax.report.recipe import Recipe, Tuning
 from dfa_jax.rules import Backprop, DirectFeedbackAlignment
-from dfa_jax.train.config import TrainConfig
+from dfa_jax.train.config import TrainConfig, to_dict
+from tests.report import made_up
 
 MODEL = Transformer(num_outputs=256, num_layers=1, width=16, num_heads=1, context=32, norm="post")
 
@@ -58,9 +59,15 @@ def test_plan_by_hand():
     assert lines[3].split()[:3] == ["all", "10", "4"]
 
 
-def test_status_tells_done_from_open(tmp_path):
+def test_status_tells_done_from_open(tmp_path, monkeypatch):
     """Oracle: what was done. One trial is run and one job is in other hands."""
     said = []
+
+    def made(config):
+        found = made_up.record(RECIPE, "small/BP", config.seed, (20.0,))
+        return made_up.Result(dataclasses.replace(found, config=to_dict(config)))
+
+    monkeypatch.setattr(sweep, "fit_together", made_up.together(made))
 
     def stop(line):
         said.append(line)

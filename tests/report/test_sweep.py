@@ -8,6 +8,7 @@ import json
 import os
 import threading
 
+import jax
 import numpy as np
 import pytest
 
@@ -167,10 +168,11 @@ def test_together_trains_what_is_alike(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_programs_of_earlier_jobs_are_forgotten(tmp_path):
+def test_programs_of_earlier_jobs_are_forgotten(tmp_path, monkeypatch, clear_caches):
     """Invariant: a worker never holds the steps of more than one job: two programs, by the layout of
     the state that they start from."""
     held = []
+    monkeypatch.setattr(jax, "clear_caches", clear_caches)
 
     def say(_):
         held.append(compiled.run_steps._cache_size())

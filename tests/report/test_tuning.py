@@ -96,7 +96,9 @@ def test_a_stop_loses_only_the_trial_in_progress(tuned, calls, tmp_path, monkeyp
     assert len(resumed) == 6
 
 
-def test_programs_of_earlier_trials_are_forgotten(tuned, calls, tmp_path, monkeypatch):
+def test_programs_of_earlier_trials_are_forgotten(
+    tuned, calls, tmp_path, monkeypatch, clear_caches
+):
     """Invariant: each trial compiles a program of its own, and the search never holds two."""
     fit, held = loop.fit, []
     program = jax.jit(lambda x: x + 1)
@@ -106,6 +108,7 @@ def test_programs_of_earlier_trials_are_forgotten(tuned, calls, tmp_path, monkey
         return fit(config, **options)
 
     monkeypatch.setattr(loop, "fit", compiles)
+    monkeypatch.setattr(jax, "clear_caches", clear_caches)
 
     def say(line):
         if "@" in line:  # of a trial

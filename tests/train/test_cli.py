@@ -4,6 +4,7 @@ Oracle: the dataclasses themselves. A field that no option reaches would be froz
 """
 
 import dataclasses
+import functools
 import pathlib
 import re
 import runpy
@@ -27,17 +28,19 @@ STARTS = {
 }
 
 
+type_hints = functools.cache(typing.get_type_hints)
+
+
 def leaves(config, prefix=()):
     """`(path, type, value)` of every field that is no part of its own, by this test's own walk."""
-    found = []
+    found, hints = [], type_hints(type(config))
     for field in dataclasses.fields(config):
         if field.init and not (isinstance(config, nn.Module) and field.name in ("parent", "name")):
             value = getattr(config, field.name)
             if dataclasses.is_dataclass(value):
                 found += leaves(value, (*prefix, field.name))
             else:
-                hint = typing.get_type_hints(type(config))[field.name]
-                found.append(((*prefix, field.name), hint, value))
+                found.append(((*prefix, field.name), hints[field.name], value))
     return found
 
 

@@ -108,8 +108,7 @@ def test_readout_steps_down_the_gradient(x64):
     batch = clusters(1, 30, 1.0)
     at = place_readout(model.module, "readout:input", batch.inputs)
     readout = Readout(at, 3, learning_rate=0.3)
-    weights = readout.init(params, batch.inputs)
-    weights, seen = readout.step(weights, params, batch)
+    weights, seen = jax.jit(readout.step)(readout.init(params, batch.inputs), params, batch)
     np.testing.assert_allclose(seen["loss"], np.log(3), rtol=1e-12)
     np.testing.assert_allclose(seen["accuracy"], (batch.targets == 0).mean(), rtol=1e-12)
     dense = jax.tree.map(np.array, params)["layer_0"]["Dense_0"]
@@ -144,10 +143,16 @@ def test_no_derivative_reaches_the_network():
     at = place_readout(model.module, "readout:input", batch.inputs)
     readout = Readout(at, 3, learning_rate=0.1)
     weights = helpers.normals(readout.init(params, batch.inputs), 3)
-    grads = jax.grad(lambda p: jnp.square(readout.logits(weights, p, batch.inputs)).sum())(params)
-    helpers.assert_identical(grads, jax.tree.map(jnp.zeros_like, params))
-    grads = jax.grad(lambda p: features(at, p, batch.inputs).sum())(params)
-    helpers.assert_identical(grads, jax.tree.map(jnp.zeros_like, params))
+
+    def total(params):
+        logits, seen = (
+            readout.logits(weights, params, batch.inputs),
+            features(at, params, batch.inputs),
+        )
+        return jnp.square(logits).sum() + seen.sum()
+
+    grads = jax.jit(jax.grad(total))(params)
+    helpers.assert_identical(grads, jax.tree.map(np.zeros_like, params))
 
 
 @pytest.mark.parametrize("rate", [0.0, -1.0, float("inf"), float("nan")])
@@ -162,24 +167,21 @@ def test_any_model_will_do():
     x = jnp.linspace(-1, 1, 40)[:, None]
     model = from_linen(MLP((4, 4), 2), "layer_0", x)
     batch = Batch(x, np.arange(40) // 20)
-    params = model.init(jax.random.key(0), x)
+    params = jax.jit(model.init)(jax.random.key(0), x)
     assert linear_probe(model, params, batch, batch, place="layer_1").test_accuracy > 0.95
 
 
 def test_one_step_of_the_online_readout():
     """Oracle: independent implementation; the softmax's error on the features, in NumPy, with the
     step divided by the features' mean squared length, so that ten times the features move alike."""
-    x = np.random.default_rng(0).normal(size=(6, 3))
-    labels = np.arange(6) % 2
-    at = from_linen(MLP((4,), 2), "readout:input", jnp.asarray(x))
-    params = at.init(jax.random.key(0), jnp.asarray(x, jnp.float32))
-    readout = Readout(at, num_classes=2, learning_rate=0.7)
-    start = {"kernel": jnp.tile(jnp.array([0.1, -0.2]), (4, 1)), "bias": jnp.zeros(2)}
+    batch = helpers.images(num=6, shape=(3,), classes=2)
+    at, params, _ = helpers.made(MLP((4,), 2), "readout:input", batch)
+    readout, labels = Readout(at, num_classes=2, learning_rate=0.7), np.asarray(batch.targets)
+    start = {"kernel": np.float32([[0.1, -0.2]] * 4), "bias": np.zeros(2, np.float32)}
+    step = jax.jit(lambda p: (*readout.step(start, p, batch), features(at, p, batch.inputs)))
     for length in (1.0, 10.0):
-        scaled = jax.tree.map(lambda leaf, length=length: length * leaf, params)
-        batch = Batch(jnp.asarray(x, jnp.float32), jnp.asarray(labels))
-        moved, found = readout.step(start, scaled, batch)
-        h = np.asarray(features(at, scaled, batch.inputs), np.float64)
+        moved, found, h = step(jax.tree.map(lambda w, length=length: length * w, params))
+        h = np.asarray(h, np.float64)
         logits = h @ np.asarray(start["kernel"], np.float64)
         p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
         error = (p - np.eye(2)[labels]) / 6
