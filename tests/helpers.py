@@ -49,7 +49,7 @@ def normals(like: Any, seed: int, scale: float = 1.0) -> Any:
 def images(seed: int = 0, num: int = 16, shape: tuple[int, ...] = (8,), classes: int = 3) -> Batch:
     """Standard normal inputs `[num, *shape]` with random labels."""
     labels = np.random.default_rng(seed + 1).integers(classes, size=num)
-    return Batch(normals(jnp.zeros((num, *shape)), seed), jnp.asarray(labels))
+    return Batch(normals(np.zeros((num, *shape)), seed), jnp.asarray(labels))
 
 
 class Set(NamedTuple):
@@ -60,9 +60,9 @@ class Set(NamedTuple):
     batch: Batch
 
 
-def made(module: nn.Module, sites: Any, batch: Batch, seed: int = 1) -> Set:
+def made(module: nn.Module, sites: Any, batch: Batch, seed: int = 1, *, blocks: Any = ()) -> Set:
     """The module as a model with random parameters, biases too, in the default precision."""
-    model = from_linen(module, sites, batch.inputs)
+    model = from_linen(module, sites, batch.inputs, blocks=blocks)
     like = jax.eval_shape(model.init, jax.random.key(0), batch.inputs)
     return Set(model, normals(like, seed, 0.5), batch)
 
