@@ -172,7 +172,7 @@ def unstacked(
             found[name] = unstacked(value, depth, names)
         elif name.split("/")[0] == stack:
             for i in range(depth):
-                layer = jax.tree.map(lambda leaf, i=i: leaf[i], value)
+                layer = jax.tree.map(lambda leaf, i=i: np.asarray(leaf)[i], value)
                 found[name.replace(stack, f"{one}_{i}", 1)] = layer
         else:
             found[name] = value
