@@ -41,15 +41,18 @@ def to_float64(tree: Any) -> Any:
 
 
 def normals(like: Any, seed: int, scale: float = 1.0) -> Any:
-    """A tree of normal numbers in the default precision; NumPy draws them, so nothing is compiled."""
+    """A tree of normal numbers in the default precision.
+
+    Nothing is compiled for it: NumPy draws, and `jnp.asarray` would be a program for each shape.
+    """
     draw = np.random.default_rng(seed).normal
-    return jax.tree.map(lambda leaf: jnp.asarray(scale * draw(size=leaf.shape)), like)
+    return jax.tree.map(lambda leaf: jax.device_put(scale * draw(size=leaf.shape)), like)
 
 
 def images(seed: int = 0, num: int = 16, shape: tuple[int, ...] = (8,), classes: int = 3) -> Batch:
     """Standard normal inputs `[num, *shape]` with random labels."""
     labels = np.random.default_rng(seed + 1).integers(classes, size=num)
-    return Batch(normals(np.zeros((num, *shape)), seed), jnp.asarray(labels))
+    return Batch(normals(np.zeros((num, *shape)), seed), jax.device_put(labels))
 
 
 class Set(NamedTuple):
@@ -197,7 +200,7 @@ def scanned() -> Set:
 def tokens(seed: int = 0, num: int = 8, time: int = 4, classes: int = 11) -> Batch:
     """Random tokens `[num, time]`, each with a random one to predict."""
     drawn = np.random.default_rng(seed).integers(classes, size=(2, num, time), dtype=np.int32)
-    return Batch(*map(jnp.asarray, drawn))
+    return Batch(*jax.device_put(tuple(drawn)))
 
 
 def transformer() -> Set:
