@@ -1,6 +1,7 @@
 """What the tests share: small models and batches, and comparisons of trees that say where they differ."""
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import chex
@@ -8,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from dfa_jax import autodiff, losses
 from dfa_jax.models import MLP, ConvNet, Model, Transformer, from_linen
@@ -70,6 +72,12 @@ def made(module: nn.Module, sites: Any, batch: Batch, seed: int = 1, *, blocks: 
     return Set(model, normals(like, seed, 0.5), batch)
 
 
+def once(make: Callable[[], Set]) -> Callable[[], Set]:
+    """Makes the case once in either precision."""
+    made_in = functools.cache(lambda x64: make())
+    return functools.wraps(make)(lambda: made_in(jax.config.jax_enable_x64))
+
+
 def started(rule: LearningRule, case: Set, seed: int = 2) -> tuple[Any, Any]:
     """Parameters and rule state with random numbers in all that the rule adds."""
     like, state = jax.eval_shape(
@@ -100,6 +108,15 @@ def estimate(
 ) -> GradEstimate:
     """One compiled estimate."""
     return estimator(rule, case, loss)(params, state, seed)
+
+
+SAME_CHAIN = ("backprop", "uniform_sign", "fixed_random_sign")
+
+
+def every_day(names: Iterable[str]) -> list[Any]:
+    """The rules by name, but at night those that differ from feedback alignment by numbers alone."""
+    mark = {name: pytest.mark.nightly for name in SAME_CHAIN}
+    return [pytest.param(name, marks=mark.get(name, ())) for name in names]
 
 
 def backprop(case: Set, params: Any = None, loss: Any = LOSS) -> Any:
@@ -182,16 +199,19 @@ def unstacked(
     return found
 
 
+@once
 def mlp() -> Set:
     """A perceptron with sites at both hidden layers."""
     return made(MLP((7, 6), 3), "layer_*", images())
 
 
+@once
 def convnet() -> Set:
     """A convolutional network with sites at both layers."""
     return made(ConvNet((3, 4), 3, 3), "layer_*", images(shape=(8, 8, 2)))
 
 
+@once
 def scanned() -> Set:
     """A scanned stack of layers with a site at its embedding and at every layer."""
     return made(Stack("scan"), ["embed", "layers"], images())
@@ -203,6 +223,7 @@ def tokens(seed: int = 0, num: int = 8, time: int = 4, classes: int = 11) -> Bat
     return Batch(*jax.device_put(tuple(drawn)))
 
 
+@once
 def transformer() -> Set:
     """A decoder with sites at its embedding and both blocks."""
     module = Transformer(num_outputs=7, num_layers=2, width=8, num_heads=2, context=4)

@@ -150,7 +150,7 @@ def test_chain_errors_make_the_chain_rules_gradients(x64, rule, case):
     helpers.assert_close(run(params, state, case.batch), expected, 1e-12)
 
 
-@pytest.mark.parametrize("name", rules.RULES)
+@pytest.mark.parametrize("name", helpers.every_day(rules.RULES))
 @pytest.mark.parametrize(
     "case", [helpers.mlp, pytest.param(helpers.convnet, marks=pytest.mark.slow)]
 )

@@ -25,9 +25,6 @@ DRAWING = (BatchwiseRandomSign, ActivityForwardGradient, WeightForwardGradient)
 REPEATABLE = [name for name, kind in RULES.items() if kind not in DRAWING]
 """Rules whose whole randomness is in parameters and state; the others draw by a layer's name."""
 
-SAME_CHAIN = ("backprop", "uniform_sign", "fixed_random_sign")
-"""They differ from feedback alignment by the numbers in their matrices alone."""
-
 UNROLLED_SITES = ["embed", "layer_*"]
 
 
@@ -35,15 +32,9 @@ def unrolled(form="unrolled", sites=UNROLLED_SITES):
     return helpers.made(helpers.Stack(form), sites, helpers.images())
 
 
-def every(names):
-    """Of rules that differ by numbers alone, one every day."""
-    return [
-        pytest.param(name, marks=pytest.mark.nightly if name in SAME_CHAIN else ())
-        for name in names
-    ]
-
-
-@pytest.mark.parametrize("name", every(name for name in REPEATABLE if name != "gradient_guess"))
+@pytest.mark.parametrize(
+    "name", helpers.every_day(name for name in REPEATABLE if name != "gradient_guess")
+)
 def test_scan_over_layers_equals_the_unrolled_model(x64, name):
     """Exact equivalence: same parameters and feedback, scanned or written out, gradient for gradient.
     (To a gradient guess a stack is one block, and written out it is several.)
@@ -230,7 +221,7 @@ def test_vmap_over_seeds_equals_a_loop(x64, rule):
         helpers.assert_close(member, one(*seed), 1e-11)
 
 
-@pytest.mark.parametrize("name", every(REPEATABLE))
+@pytest.mark.parametrize("name", helpers.every_day(REPEATABLE))
 def test_tokens_are_examples(x64, name):
     """Exact equivalence: `[B, T, D]` gives the gradients of the same rows as `[B * T, D]`."""
     rule, flat = RULES[name](), helpers.scanned()

@@ -16,8 +16,21 @@ from tests.theory.settings import drawn, fixture
 FAST = TeacherStudent(learning_rate=0.2, second_learning_rate=0.2)
 
 
-@pytest.mark.parametrize("rule", ["direct_feedback_alignment", "backprop"])
-@pytest.mark.parametrize("activation", ["erf", "linear", "relu"])
+DFA = "direct_feedback_alignment"
+
+
+@pytest.mark.parametrize(
+    ("activation", "rule"),
+    [
+        ("erf", DFA),
+        ("relu", "backprop"),
+        ("linear", DFA),
+        *(
+            pytest.param(*c, marks=pytest.mark.nightly)
+            for c in (("erf", "backprop"), ("relu", DFA), ("linear", "backprop"))
+        ),
+    ],
+)
 def test_one_step_of_weights(x64, activation, rule):
     """Independent implementation: the step's equations in NumPy, on the step's own input."""
     from dfa_jax.theory import weights
