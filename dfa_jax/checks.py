@@ -7,11 +7,10 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array
 
-from dfa_jax import losses
+from dfa_jax import losses, tree
 from dfa_jax.autodiff import sites
 from dfa_jax.autodiff.loops import inner_programs
 from dfa_jax.models.base import Model
@@ -72,62 +71,62 @@ def check_isolation(model: Model, params: Params, batch: Batch) -> IsolationRepo
     def forward(params):
         return sites.activities(model, params, batch.inputs)
 
-    outputs, activities = jax.eval_shape(forward, params)
-    sources = [*model.sites, None]  # None: the outputs
-    keys = jax.random.split(jax.random.key(0), len(sources) + 1)
-    error = jax.random.normal(keys[-1], outputs.shape, outputs.dtype)
-    sent = {
-        site: jax.random.normal(key, activities[site].shape, activities[site].dtype)
-        for site, key in zip(model.sites, keys, strict=False)
-    }
-
     @jax.jit
-    def gradients(params, error, sent):
-        return jax.vjp(forward, params)[1]((error, sent))[0]
+    def gradients(params, moves, errors):
+        return jax.vjp(forward, tree.add(params, moves))[1](errors)[0]
+
+    # NumPy draws and compares: not one small program for each shape.
+    outputs, activities = jax.eval_shape(forward, params)
+    draw = np.random.default_rng(0)
+    error, sent = _normal(draw, outputs), {s: _normal(draw, activities[s]) for s in model.sites}
+    moves = jax.tree.map(lambda leaf: _normal(draw, leaf), params)
+    still = jax.tree.map(np.zeros_like, moves)
 
     def only(source):
         keep = {site: delta * (site == source) for site, delta in sent.items()}
-        return gradients(params, error * (source is None), keep)
+        return gradients(params, still, (error * (source is None), keep))
 
-    reached = [_nonzero(only(source)) for source in sources]
-    before = gradients(params, error, sent)
+    reached = [_nonzero(only(source)) for source in (*model.sites, None)]  # None: the outputs
+    before = gradients(params, still, (error, sent))
     leaks = []
     for i, site in enumerate(model.sites):
         lower, upper = set().union(*reached[: i + 1]), set().union(*reached[i + 1 :])
-        moved = _move(keys[i], params, upper - lower)
-        after = gradients(moved, error, sent)
+        after = gradients(params, _of(moves, upper - lower), (error, sent))
         changes = _changes(before, after)
         leaks += [Leak(site, name, changes[name]) for name in sorted(lower) if changes[name]]
     return IsolationReport(tuple(leaks))
 
 
-def _names(tree: Any) -> dict[str, Array]:
-    return {
-        "/".join(str(part.key) for part in path): leaf
-        for path, leaf in jax.tree.leaves_with_path(tree)
-    }
+def _normal(draw: np.random.Generator, like: Any) -> np.ndarray:
+    """Standard normal numbers of an array's shape and type."""
+    return draw.normal(size=like.shape).astype(like.dtype)
+
+
+def _name(path: Any) -> str:
+    return "/".join(str(part.key) for part in path)
+
+
+def _names(tree: Any) -> dict[str, np.ndarray]:
+    """The leaves by name, in double precision, which holds each of their bits."""
+    leaves = jax.tree.leaves_with_path(tree)
+    return {_name(path): np.asarray(leaf, np.float64) for path, leaf in leaves}
 
 
 def _nonzero(grads: Params) -> set[str]:
-    return {name for name, leaf in _names(grads).items() if bool(jnp.any(leaf != 0))}
+    return {name for name, leaf in _names(grads).items() if np.any(leaf != 0)}
 
 
-def _move(key: Array, params: Params, names: set[str]) -> Params:
-    """Adds noise of unit scale to the named leaves."""
-
-    def move(path, leaf):
-        name = "/".join(str(part.key) for part in path)
-        return leaf + jax.random.normal(key, leaf.shape, leaf.dtype) if name in names else leaf
-
-    return jax.tree.map_with_path(move, params)
+def _of(moves: Any, names: set[str]) -> Any:
+    """The moves of the named leaves; zero for the others."""
+    return jax.tree.map_with_path(lambda path, leaf: leaf * (_name(path) in names), moves)
 
 
 def _changes(before: Params, after: Params) -> dict[str, float]:
     """Relative change of each leaf; exactly 0 where no bit moved."""
     later = _names(after)
     return {
-        name: float(jnp.linalg.norm((later[name] - leaf).ravel()) / jnp.linalg.norm(leaf.ravel()))
-        if bool(jnp.any(later[name] != leaf))
+        name: float(np.linalg.norm(later[name] - leaf) / np.linalg.norm(leaf))
+        if np.any(later[name] != leaf)
         else 0.0
         for name, leaf in _names(before).items()
     }
@@ -176,7 +175,9 @@ def check_locality(
         return LocalityReport(())
     objective = rule.objective(loss_fn, model, batch)
     augmented = objective.with_heads(model, params)
-    zeros = sites.zero_activities(model, params, batch.inputs)
+    shapes = sites.activity_shapes(model, params, batch.inputs)
+    zeros = {site: np.zeros(a.shape, a.dtype) for site, a in shapes.items()}
+    draw = np.random.default_rng(0)
 
     def losses(perturbations):
         orders = sites.at_sites(model, "perturb", perturbations)
@@ -186,17 +187,18 @@ def check_locality(
     num_batch = plain.outputs.ndim - 1
     slopes_along = jax.jit(lambda u: jax.jvp(lambda p: losses(p).terms, (zeros,), (u,))[1])
     leaks = []
-    for number, (site, (term, *_)) in enumerate(objective.site_reach(augmented).items()):
+    for site, (term, *_) in objective.site_reach(augmented).items():
         stack = len(model.where[site].stack)
         places = plain.terms[term.term].shape[term.num_stack + num_batch :]
         features = zeros[site].shape[stack + num_batch :]
         shared = common_axes(places, features[:-1]) if term.is_own else 0
         first = (0,) * (num_batch + shared)  # example, and patch and group if told apart
         here, seen = ((slice(None),) * layers + first for layers in (stack, term.num_stack))
-        u = jax.random.normal(jax.random.key(number), zeros[site].shape, zeros[site].dtype)
-        slopes = slopes_along(zeros | {site: zeros[site].at[here].set(u[here])})
-        slopes[term.term] = slopes[term.term].at[seen].set(0)
-        leaks += [(site, name) for name, slope in slopes.items() if bool(jnp.any(slope != 0))]
+        u = zeros[site].copy()
+        u[here] = _normal(draw, u[here])
+        slopes = {t: np.array(slope) for t, slope in slopes_along(zeros | {site: u}).items()}
+        slopes[term.term][seen] = 0
+        leaks += [(site, name) for name, slope in slopes.items() if np.any(slope != 0)]
     return LocalityReport(tuple(leaks))
 
 
@@ -316,7 +318,7 @@ def matmul_flops(jaxpr: Any) -> int:
 
     A scan counts every turn, and of branches the one with the most, as one alone is taken.
 
-    >>> matmul_flops(jax.make_jaxpr(jnp.dot)(jnp.ones((2, 3)), jnp.ones((3, 5))))
+    >>> matmul_flops(jax.make_jaxpr(jax.numpy.dot)(np.ones((2, 3)), np.ones((3, 5))))
     60
     """
     total = 0

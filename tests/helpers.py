@@ -1,5 +1,6 @@
 """What the tests share: small models and batches, and comparisons of trees that say where they differ."""
 
+import functools
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -53,15 +54,18 @@ def to_float64(tree: Any) -> Any:
 
 
 def normals(like: Any, seed: int, scale: float = 1.0) -> Any:
-    """A tree of normal numbers in the default precision; NumPy draws them, so nothing is compiled."""
+    """A tree of normal numbers in the default precision.
+
+    Nothing is compiled for it: NumPy draws, and `jnp.asarray` would be a program for each shape.
+    """
     draw = np.random.default_rng(seed).normal
-    return jax.tree.map(lambda leaf: jnp.asarray(scale * draw(size=leaf.shape)), like)
+    return jax.tree.map(lambda leaf: jax.device_put(scale * draw(size=leaf.shape)), like)
 
 
 def images(seed: int = 0, num: int = 16, shape: tuple[int, ...] = (8,), classes: int = 3) -> Batch:
     """Standard normal inputs `[num, *shape]` with random labels."""
     labels = np.random.default_rng(seed + 1).integers(classes, size=num)
-    return Batch(normals(jnp.zeros((num, *shape)), seed), jnp.asarray(labels))
+    return Batch(normals(np.zeros((num, *shape)), seed), jax.device_put(labels))
 
 
 class Set(NamedTuple):
@@ -72,11 +76,17 @@ class Set(NamedTuple):
     batch: Batch
 
 
-def made(module: nn.Module, sites: Any, batch: Batch, seed: int = 1) -> Set:
+def made(module: nn.Module, sites: Any, batch: Batch, seed: int = 1, *, blocks: Any = ()) -> Set:
     """The module as a model with random parameters, biases too, in the default precision."""
-    model = from_linen(module, sites, batch.inputs)
+    model = from_linen(module, sites, batch.inputs, blocks=blocks)
     like = jax.eval_shape(model.init, jax.random.key(0), batch.inputs)
     return Set(model, normals(like, seed, 0.5), batch)
+
+
+def once(make: Callable[[], Set]) -> Callable[[], Set]:
+    """Makes the case once in either precision."""
+    made_in = functools.cache(lambda x64: make())
+    return functools.wraps(make)(lambda: made_in(jax.config.jax_enable_x64))
 
 
 def started(rule: LearningRule, case: Set, seed: int = 2) -> tuple[Any, Any]:
@@ -109,6 +119,15 @@ def estimate(
 ) -> GradEstimate:
     """One compiled estimate."""
     return estimator(rule, case, loss)(params, state, seed)
+
+
+SAME_CHAIN = ("backprop", "uniform_sign", "fixed_random_sign")
+
+
+def every_day(names: Iterable[str]) -> list[Any]:
+    """The rules by name, but at night those that differ from feedback alignment by numbers alone."""
+    mark = {name: pytest.mark.nightly for name in SAME_CHAIN}
+    return [pytest.param(name, marks=mark.get(name, ())) for name in names]
 
 
 def backprop(case: Set, params: Any = None, loss: Any = LOSS) -> Any:
@@ -184,23 +203,26 @@ def unstacked(
             found[name] = unstacked(value, depth, names)
         elif name.split("/")[0] == stack:
             for i in range(depth):
-                layer = jax.tree.map(lambda leaf, i=i: leaf[i], value)
+                layer = jax.tree.map(lambda leaf, i=i: np.asarray(leaf)[i], value)
                 found[name.replace(stack, f"{one}_{i}", 1)] = layer
         else:
             found[name] = value
     return found
 
 
+@once
 def mlp() -> Set:
     """A perceptron with sites at both hidden layers."""
     return made(MLP((7, 6), 3), "layer_*", images())
 
 
+@once
 def convnet() -> Set:
     """A convolutional network with sites at both layers."""
     return made(ConvNet((3, 4), 3, 3), "layer_*", images(shape=(8, 8, 2)))
 
 
+@once
 def scanned() -> Set:
     """A scanned stack of layers with a site at its embedding and at every layer."""
     return made(Stack("scan"), ["embed", "layers"], images())
@@ -209,9 +231,10 @@ def scanned() -> Set:
 def tokens(seed: int = 0, num: int = 8, time: int = 4, classes: int = 11) -> Batch:
     """Random tokens `[num, time]`, each with a random one to predict."""
     drawn = np.random.default_rng(seed).integers(classes, size=(2, num, time), dtype=np.int32)
-    return Batch(*map(jnp.asarray, drawn))
+    return Batch(*jax.device_put(tuple(drawn)))
 
 
+@once
 def transformer() -> Set:
     """A decoder with sites at its embedding and both blocks."""
     module = Transformer(num_outputs=7, num_layers=2, width=8, num_heads=2, context=4)

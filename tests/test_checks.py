@@ -319,12 +319,10 @@ class Convolved(nn.Module):
 def test_locality_of_convolutions(kernel, leaks):
     """Closed form: kernels of 1 x 1 keep patches apart, kernels of 3 x 3 do not."""
     batch = helpers.images(num=2, shape=(4, 4, 2))
-    model = from_linen(Convolved(kernel), ["first", "second"], batch.inputs, blocks="second")
+    case = helpers.made(Convolved(kernel), ["first", "second"], batch, blocks="second")
     rule = LocalLosses(patchwise=True)
-    params, _ = rule.init(
-        jax.random.key(1), model, model.init(jax.random.key(0), batch.inputs), batch
-    )
-    report = checks.check_locality(model, rule, params, batch, helpers.LOSS)
+    params, _ = helpers.started(rule, case)
+    report = checks.check_locality(case.model, rule, params, batch, helpers.LOSS)
     assert report.leaks == leaks
     assert report.is_local == (not leaks)
     assert ("behind site 'first'" in str(report)) == bool(leaks)
@@ -333,10 +331,7 @@ def test_locality_of_convolutions(kernel, leaks):
 def test_the_local_mixer_is_local():
     """Documented contract: what its layout is made for."""
     batch = helpers.images(num=2, shape=(4, 4, 2))
-    module = LocalMixer(2, 2, 8, 2, 3)
-    model = from_linen(module, "block_*/*_mixing", batch.inputs, blocks="block_*")
+    case = helpers.made(LocalMixer(2, 2, 8, 2, 3), "block_*/*_mixing", batch, blocks="block_*")
     rule = LocalLosses(patchwise=True, num_groups=2)
-    params, _ = rule.init(
-        jax.random.key(1), model, model.init(jax.random.key(0), batch.inputs), batch
-    )
-    assert checks.check_locality(model, rule, params, batch, helpers.LOSS).is_local
+    params, _ = helpers.started(rule, case)
+    assert checks.check_locality(case.model, rule, params, batch, helpers.LOSS).is_local

@@ -44,7 +44,7 @@ def test_alignment_at_every_scale(delta_scale, g_scale):
     """Oracle: NumPy in float64. Squares of 1e-25 underflow in float32, which would turn a perfect
     alignment into 0 or NaN."""
     delta, g = normal(0, (6, 5)) * np.float32(delta_scale), normal(1, (6, 5)) * np.float32(g_scale)
-    found = align(jnp.array(delta), jnp.array(g))
+    found = align(delta, g)
     expected = cosines(delta, g)
     np.testing.assert_allclose(found.mean, expected.mean(), atol=1e-6)
     np.testing.assert_allclose(found.spread, expected.std(), atol=1e-6)
@@ -54,7 +54,7 @@ def test_alignment_at_every_scale(delta_scale, g_scale):
 def test_rows_of_very_different_sizes():
     """Oracle: NumPy in float64. Each example counts alike, however small its error."""
     delta, g = normal(0, (4, 5)), normal(1, (4, 5)) * np.float32([[1], [1e-10], [1e-20], [1e-28]])
-    found = align(jnp.array(delta), jnp.array(g))
+    found = align(delta, g)
     np.testing.assert_allclose(found.mean, cosines(delta, g).mean(), atol=1e-6)
 
 
@@ -63,7 +63,7 @@ def test_examples_without_an_error_do_not_count():
     no direction; as a 0 it would pull the mean down."""
     delta, g = normal(0, (6, 5)), normal(1, (6, 5))
     delta[0], g[1], g[2] = 0, 0, FLOOR / 2
-    found = align(jnp.array(delta), jnp.array(g))
+    found = align(delta, g)
     expected = cosines(delta[3:], g[3:])
     np.testing.assert_allclose(found.mean, expected.mean(), atol=1e-6)
     np.testing.assert_allclose(found.spread, expected.std(), atol=1e-6)
@@ -101,7 +101,7 @@ def test_axes(stack, batch, features):
     as an example; a convolution's features are its whole map."""
     shape = (*stack, *batch, *features)
     delta, g = normal(0, shape), normal(1, shape)
-    found = align(jnp.array(delta), jnp.array(g), num_stack=len(stack), num_batch=len(batch))
+    found = align(delta, g, num_stack=len(stack), num_batch=len(batch))
     flat = (math.prod(stack), math.prod(batch), math.prod(features))
     expected = cosines(delta.reshape(flat), g.reshape(flat))
     assert found.mean.shape == stack

@@ -15,7 +15,7 @@ BOTH = pytest.mark.parametrize("loss", [nt_xent, nt_xent_unstopped], ids=["stopp
 
 
 def rows(num=6, features=5, seed=0):
-    return helpers.normals(jnp.zeros((num, features)), seed, 3.0)
+    return helpers.normals(np.zeros((num, features)), seed, 3.0)
 
 
 def by_hand(x, compared=None, temperature=0.5):
@@ -34,7 +34,7 @@ def by_hand(x, compared=None, temperature=0.5):
     return losses
 
 
-@pytest.mark.parametrize("num", [4, 6, 10])
+@pytest.mark.parametrize("num", [4, 10])
 @pytest.mark.parametrize("temperature", [0.5, 0.1])
 @pytest.mark.parametrize("stopped", [True, False])
 def test_value_is_that_of_a_double_loop(x64, num, temperature, stopped):
@@ -98,15 +98,16 @@ def test_eight_devices_equal_one(loss):
 def test_half_precision_and_extreme_rows():
     """Closed form at zero rows: all similarities are 0, the loss is log(rows - 1) and nothing moves.
     bf16 against f32 is a few roundings of 2^-8."""
-    x = rows()
-    found = jax.jit(nt_xent)(x.astype(jnp.bfloat16), None)
+    x, loss = np.asarray(rows()), jax.jit(nt_xent)
+    found = loss(x.astype(jnp.bfloat16), None)
     assert found.dtype == jnp.bfloat16
-    helpers.assert_close(found, nt_xent(x, None), 0.03)
-    value, error = jax.value_and_grad(lambda x: nt_xent(x, None).sum())(jnp.zeros((6, 5)))
+    helpers.assert_close(found, loss(x, None), 0.03)
+    value_and_error = jax.jit(jax.value_and_grad(lambda x: nt_xent(x, None).sum()))
+    value, error = value_and_error(np.zeros_like(x))
     np.testing.assert_allclose(value, 6 * np.log(5), rtol=1e-6)
     np.testing.assert_array_equal(error, 0)
-    large, error = jax.value_and_grad(lambda x: nt_xent(x, None).sum())(1e15 * x)
-    np.testing.assert_allclose(large, nt_xent(x, None).sum(), rtol=1e-5)
+    large, error = value_and_error(np.float32(1e15) * x)
+    np.testing.assert_allclose(large, np.sum(loss(x, None)), rtol=1e-5)
     assert np.isfinite(error).all()
 
 

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
@@ -322,13 +321,13 @@ def _check(law: Law, runs: Sequence[Run]) -> None:
 
 
 def _device(*arrays: Any) -> list[Array]:
-    """As JAX's arrays, in the precision of the context."""
-    return [jnp.asarray(array) for array in arrays]
+    """As JAX's arrays, in the precision of the context, without a program for each shape."""
+    return [jax.device_put(array) for array in arrays]
 
 
 def _named(law: Law, theta: Float[np.ndarray, "*many params"]) -> Float[np.ndarray, "*many params"]:
     with jax.enable_x64(True):
-        return np.asarray(law.named(theta))
+        return np.asarray(law.named(*_device(theta)))
 
 
 def _from_grid(law: Law, design: Any, log_losses: Any, delta: float) -> huber.Solution:

@@ -99,7 +99,7 @@ def minimise(
     log_losses, weights = (np.pad(a, ((0, 0), more_points)) for a in (log_losses, weights))
     lanes = [np.pad(a, (more_fits, (0, 0)), mode="edge") for a in (starts, log_losses, weights)]
     with jax.enable_x64(True):
-        found = _minimise(*(jnp.asarray(a) for a in (*lanes, design)), delta, max_steps)
+        found = _minimise(*lanes, design, delta, max_steps)
         return Solution(*(np.asarray(leaf)[:fits] for leaf in found))
 
 

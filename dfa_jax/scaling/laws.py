@@ -72,6 +72,7 @@ class Law:
         """`log L` of every point."""
         return logsumexp(design @ theta, axis=-1)
 
+    @functools.partial(jax.jit, static_argnames="self")
     def named(self, theta: Float[Any, "*many params"]) -> Float[Array, "*many params"]:
         """The numbers that people quote, in the order of `parameters`."""
         return jnp.stack(self.quoted(jnp.moveaxis(jnp.asarray(theta), -1, 0)), -1)
@@ -152,4 +153,9 @@ def jacobian_of_named(
 ) -> Float[np.ndarray, "params params"]:
     """`d quoted_i / d theta_j`, for covariances."""
     with jax.enable_x64(True):
-        return np.asarray(jax.jacfwd(law.named)(jnp.asarray(theta)))
+        return np.asarray(_jacobian(law, theta))
+
+
+@functools.partial(jax.jit, static_argnames="law")
+def _jacobian(law: Law, theta: Any) -> Array:
+    return jax.jacfwd(law.named)(theta)

@@ -9,6 +9,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from dfa_jax.errors import InputError
@@ -34,13 +35,12 @@ def toeplitz(
     """The matrix of a convolution without padding: output = contraction of input with it."""
     k = kernel.shape[0]
     d_out = output_size(input_size, k, stride)
-    rows = jnp.arange(d_out) * stride
-    offsets = jnp.arange(k)
+    rows, offsets = np.arange(d_out) * stride, np.arange(k)
     matrix = jnp.zeros(
         (input_size, input_size, kernel.shape[2], d_out, d_out, kernel.shape[3]), kernel.dtype
     )
     # Entry (position of output p, q; offset i, j) sits at input (p s + i, q s + j).
-    p, q, i, j = jnp.meshgrid(jnp.arange(d_out), jnp.arange(d_out), offsets, offsets, indexing="ij")
+    p, q, i, j = np.meshgrid(np.arange(d_out), np.arange(d_out), offsets, offsets, indexing="ij")
     return matrix.at[rows[p] + i, rows[q] + j, :, p, q, :].set(kernel[i, j])
 
 
@@ -62,8 +62,8 @@ def reachable_alignment(
             f"target has {d_in} input and {d_out} output positions a side; a kernel of"
             f" {kernel_size} with stride {stride} has {output_size(d_in, kernel_size, stride)}"
         )
-    offsets = jnp.arange(kernel_size)
-    p, q, i, j = jnp.meshgrid(jnp.arange(d_out), jnp.arange(d_out), offsets, offsets, indexing="ij")
+    offsets = np.arange(kernel_size)
+    p, q, i, j = np.meshgrid(np.arange(d_out), np.arange(d_out), offsets, offsets, indexing="ij")
     entries = target[p * stride + i, q * stride + j, :, p, q, :]  # [d_out, d_out, k, k, ci, co]
     if shared:
         kept = jnp.sqrt(jnp.square(entries.sum((0, 1))).sum()) / d_out

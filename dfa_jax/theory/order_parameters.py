@@ -1,5 +1,6 @@
 """Order parameters of a student network that learns from a teacher network, and their error."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -49,6 +50,7 @@ def error_weights(op: OrderParameters) -> Float[Array, "*time N"]:
     return jnp.concatenate([-op.v, op.v_teacher], -1)
 
 
+@functools.partial(jax.jit, static_argnames="activation")
 def generalization_error(op: OrderParameters, activation: str) -> Float[Array, "*time"]:
     r"""`e_g = (1/2) E[(y - yhat)^2] = (1/2) sum_ab u_a u_b I2(a, b)`, label noise left out.
 
@@ -106,7 +108,8 @@ def check(op: OrderParameters) -> None:
             )
     if any(isinstance(leaf, Tracer) for leaf in op):
         return
-    C = np.asarray(covariance(op), np.float64)
+    C = np.block([[np.asarray(op.Q), np.asarray(op.R)], [np.asarray(op.R).T, np.asarray(op.T)]])
+    C = C.astype(np.float64)
     if not np.isfinite(C).all():
         raise InputError("Q, R or T has entries that are not finite")
     tolerance = 100 * float(jnp.finfo(op.Q.dtype).eps) * max(np.abs(C).max(), 1.0)

@@ -30,18 +30,33 @@ every_case = pytest.mark.parametrize(
 )
 
 
+made = functools.cache(lambda kind: CASES[kind]())
+plain_forward = functools.cache(lambda kind: helpers.plain_forward(made(kind)))
+
+
+@functools.cache
+def activities(kind):
+    """Shapes of the activities of a model's sites."""
+    model, params, batch = made(kind)
+    return jax.eval_shape(lambda p, x: helpers.activities(model, p, x), params, batch.inputs)
+
+
 class Prepared:
-    """A rule started on a model, and its compiled estimate, which no test may trace again."""
+    """A rule started on a model, its compiled estimate, which no test may trace again, and errors."""
 
     def __init__(self, name, kind):
-        self.rule, self.case = RULES[name](), CASES[kind]()
+        self.rule, self.case = RULES[name](), made(kind)
         self.params, self.state = helpers.started(self.rule, self.case)
 
         def estimate(key, params, state, batch):
             return self.rule.estimate(key, self.case.model, LOSS, params, state, batch)
 
+        def errors(key, params, state, batch):
+            return self.rule.errors(key, self.case.model, LOSS, params, state, batch)
+
         estimate.__name__ = f"{name}_{kind}"  # Chex counts by source and name
         self.estimate, self.run = estimate, jax.jit(chex.assert_max_traces(estimate, n=1))
+        self.errors = jax.jit(errors)
 
     def __call__(self, seed=0, params=None, state=None):
         params = self.params if params is None else params
@@ -59,8 +74,8 @@ def test_value_is_the_plain_mean_loss(name, kind):
 
     Rules differ in gradients only; a loss of another forward pass could not be compared.
     """
-    case, found = prepared(name, kind).case, prepared(name, kind)()
-    outputs, loss = helpers.plain_forward(case)
+    found = prepared(name, kind)()
+    outputs, loss = plain_forward(kind)
     np.testing.assert_allclose(found.outputs, outputs, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(found.loss, loss, rtol=1e-5)
     assert found.loss.shape == ()
@@ -109,17 +124,13 @@ def test_the_key_matters_for_rules_that_draw_only(name):
     none has only drawn directions to tell weights by.
     """
     subject = prepared(name, "mlp")
-    errors = jax.jit(
-        lambda key: subject.rule.errors(
-            key, subject.case.model, LOSS, subject.params, subject.state, subject.case.batch
-        )
-    )
 
     def same(one, other):
         pairs = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
         return all(np.array_equal(a, b) for a, b in pairs)
 
-    first, second = errors(jax.random.key(0)), errors(jax.random.key(1))
+    given = (subject.params, subject.state, subject.case.batch)
+    first, second = (subject.errors(jax.random.key(seed), *given) for seed in (0, 1))
     draws = not first or not same(first, second)
     assert same(subject(0).grads, subject(1).grads) == (not draws)
     assert same(subject(0).outputs, subject(1).outputs)
@@ -156,14 +167,7 @@ def test_abstract_parameters_will_do(name, kind):
     drawn = (subject.params, subject.state)
     direct = subject.rule.init(key, subject.case.model, *like)  # without a trace around it
     chex.assert_trees_all_equal_shapes_and_dtypes(drawn, (params, state), direct)
-    found = jax.eval_shape(
-        lambda params, state, batch: subject.rule.estimate(
-            key, subject.case.model, LOSS, params, state, batch
-        ),
-        params,
-        state,
-        like[1],
-    )
+    found = subject.run.eval_shape(key, params, state, like[1])
     chex.assert_trees_all_equal_shapes_and_dtypes(found.grads, params)
 
 
@@ -172,19 +176,12 @@ def test_abstract_parameters_will_do(name, kind):
 def test_errors_are_like_activities(name, kind):
     """Invariant: one error per site, with the activity's shape, in the model's own names, or none."""
     subject = prepared(name, kind)
-    model, batch = subject.case.model, subject.case.batch
-    errors, activities = jax.eval_shape(
-        lambda params, state: (
-            subject.rule.errors(jax.random.key(0), model, LOSS, params, state, batch),
-            helpers.activities(model, params, batch.inputs),
-        ),
-        subject.params,
-        subject.state,
-    )
+    given = (subject.params, subject.state, subject.case.batch)
+    errors = subject.errors.eval_shape(jax.random.key(0), *given)
     if not errors:
         return
-    assert set(errors) == set(model.sites)
-    chex.assert_trees_all_equal_shapes_and_dtypes(errors, activities)
+    assert set(errors) == set(subject.case.model.sites)
+    chex.assert_trees_all_equal_shapes_and_dtypes(errors, activities(kind))
 
 
 @every_rule

@@ -33,14 +33,20 @@ def blobs():
     return Batch(jnp.asarray(inputs, jnp.float32), jnp.asarray(labels))
 
 
+@functools.cache
+def perceptron():
+    """Two hidden layers of 16 and 4 units, as they start."""
+    case = helpers.made(MLP((16, 4), 6), "layer_*", blobs())
+    params = jax.jit(case.model.init)(jax.random.key(1), case.batch.inputs)
+    return case._replace(params=params)
+
+
 class Run:
     """Losses of a run under AdamW, the state before and after, and the lowest layer's gradient."""
 
     def __init__(self, name):
-        rule = RULES[name]()
-        case = helpers.made(MLP((16, 4), 6), "layer_*", blobs())
-        params = case.model.init(jax.random.key(1), case.batch.inputs)
-        self.params, self.state = rule.init(jax.random.key(2), case.model, params, case.batch)
+        rule, case = RULES[name](), perceptron()
+        self.params, self.state = rule.init(jax.random.key(2), *case)
         tx = optax.adamw(0.02, weight_decay=1e-3)
 
         def step(carry, key):

@@ -89,7 +89,7 @@ def test_forward_pass(x64):
     like = jax.eval_shape(model.init, jax.random.key(0), images)
     params = helpers.normals(like, 1, 0.5)
     tokens = np.asarray(patches(images, 2), float)
-    found = model.apply(params, images)
+    found = jax.jit(model.apply)(params, images)
     np.testing.assert_allclose(found, numpy_mixer(params, tokens, 2), rtol=1e-9)
 
 
@@ -105,7 +105,7 @@ def test_start():
     4 of its own: 16,384 entries of a channel map at fan-in 1,024, and 0.1 at fan-in 16."""
     module = LocalMixer(1, 1, 128, 8, 3)
     images = jnp.zeros((1, 32, 32, 1))
-    params = made(module, images).init(jax.random.key(0), images)
+    params = jax.jit(made(module, images).init)(jax.random.key(0), images)
     assert not np.any(params["readout"]["kernel"])
     block = params["block_0"]
     assert not np.any(block["channel_mixing"]["Dense_0"]["bias"])

@@ -1,5 +1,7 @@
 """Transformer: its arithmetic, its sizes, and what may not depend on what."""
 
+import functools
+import itertools
 import math
 
 import chex
@@ -104,9 +106,15 @@ def numpy_transformer(module, params, window):
     return x @ table.T if module.tied else dense(x, params["unembed"])
 
 
-@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
-@pytest.mark.parametrize("positions", ["learned", "sinusoidal", "rotary"])
-@pytest.mark.parametrize("form", ["pre", "post"])
+POSITIONS = ("learned", "sinusoidal", "rotary")
+OPTIONS = list(itertools.product(("pre", "post"), POSITIONS, (False, True)))
+HALF = OPTIONS[::4] + OPTIONS[3::4]  # every two options meet
+
+
+@pytest.mark.parametrize(
+    ("form", "positions", "tied"),
+    [pytest.param(*c, marks=() if c in HALF else pytest.mark.nightly) for c in OPTIONS],
+)
 def test_forward_pass_is_numpys(x64, form, positions, tied):
     """Independent implementation: the equations in NumPy, place by place, in double precision.
 
@@ -182,7 +190,7 @@ def stacked(params, num_layers=2):
     """Parameters of the unrolled model as those of the scanned one."""
     layers = [params[f"block_{i}"] for i in range(num_layers)]
     rest = {name: part for name, part in params.items() if not name.startswith("block_")}
-    return rest | {"blocks": jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)}
+    return rest | {"blocks": jax.tree.map(lambda *leaves: np.stack(leaves), *layers)}
 
 
 def value_and_grad(module, params, batch):
@@ -215,7 +223,7 @@ def test_tied_is_untied_with_the_same_matrix(x64):
     """Exact equivalence: equal logits, and the one matrix gets the sum of the two gradients."""
     tied = SMALL.clone(tied=True, use_bias=False)
     params, batch = drawn(tied), tokens(time=5)
-    kernel = params["embed"]["tokens"]["embedding"].T
+    kernel = np.asarray(params["embed"]["tokens"]["embedding"]).T
     loss, grads = value_and_grad(tied, params, batch)
     untied = value_and_grad(tied.clone(tied=False), params | {"unembed": {"kernel": kernel}}, batch)
     np.testing.assert_allclose(untied[0], loss, rtol=1e-13)
@@ -232,16 +240,28 @@ def test_half_precision_is_near_and_only_inside(form):
     """
     full = SMALL.clone(norm=form)
     half = full.clone(dtype="bfloat16")
-    batch, params = tokens(time=5), full.init(jax.random.key(0), tokens(time=5).inputs)["params"]
-    drawn = half.init(jax.random.key(0), batch.inputs)["params"]
+    batch = tokens(time=5)
+    params = jax.jit(full.init)(jax.random.key(0), batch.inputs)["params"]
+    drawn = jax.eval_shape(half.init, jax.random.key(0), batch.inputs)["params"]
     chex.assert_trees_all_equal_shapes_and_dtypes(drawn, params)
-    (_, found), (_, grads) = (value_and_grad(m, params, batch) for m in (half, full))
-    logits = jax.jit(half.apply)({"params": params}, batch.inputs)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def run(module, params):
+        def objective(params):
+            logits = module.apply({"params": params}, batch.inputs)
+            return LOSS(logits, batch.targets).mean(), logits
+
+        return jax.grad(objective, has_aux=True)(params)
+
+    (found, logits), (grads, expected) = (run(m, params) for m in (half, full))
     assert logits.dtype == jnp.float32
     assert {leaf.dtype for leaf in jax.tree.leaves(found)} == {jnp.dtype("float32")}
-    assert not np.array_equal(logits, jax.jit(full.apply)({"params": params}, batch.inputs))
+    assert not np.array_equal(logits, expected)
     error = np.concatenate(
-        [np.ravel(a - b) for a, b in zip(*map(jax.tree.leaves, (found, grads)), strict=True)]
+        [
+            np.ravel(np.subtract(a, b))
+            for a, b in zip(*map(jax.tree.leaves, (found, grads)), strict=True)
+        ]
     )
     whole = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(grads)])
     assert np.linalg.norm(error) < 0.03 * np.linalg.norm(whole)
@@ -327,21 +347,21 @@ def test_refusals(options, words):
 @pytest.mark.parametrize("outputs", [3, 12])
 def test_product_is_a_matrix_product(outputs):
     """Exact equivalence: value, tangent and gradients of `x @ W`, narrowing and widening."""
-    x, W = (
-        jnp.asarray(helpers.normals(jnp.zeros((2, 4, 6)), 0)),
-        helpers.normals(jnp.zeros((6, outputs)), 1),
-    )
+    x, W = map(np.asarray, helpers.normals((np.zeros((2, 4, 6)), np.zeros((6, outputs))), 0))
     dims = (((2,), (0,)), ((), ()))
+    e = x[..., :1] + np.arange(outputs, dtype=np.float32)
 
     def ours(x, W):
         return transformer.product(x, W, dims)
 
-    np.testing.assert_allclose(ours(x, W), x @ W, rtol=1e-5, atol=1e-6)
-    tangents = jax.jvp(ours, (x, W), (x + 1, W - 1))[1]
-    np.testing.assert_allclose(tangents, (x + 1) @ W + x @ (W - 1), rtol=1e-4)
-    e = x[..., :1] + jnp.arange(outputs)[None, None]
-    found, expected = (jax.vjp(f, x, W)[1](e) for f in (ours, jnp.matmul))
-    helpers.assert_close(found, expected, 1e-6)
+    @functools.partial(jax.jit, static_argnums=0)
+    def differentiated(f, x, W):
+        return *jax.jvp(f, (x, W), (x + 1, W - 1)), jax.vjp(f, x, W)[1](e)
+
+    value, tangent, grads = differentiated(ours, x, W)
+    np.testing.assert_allclose(value, x @ W, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(tangent, (x + 1) @ W + x @ (W - 1), rtol=1e-4)
+    helpers.assert_close(grads, differentiated(jnp.matmul, x, W)[2], 1e-6)
 
 
 def test_gradient_of_a_narrow_map_is_computed_transposed():

@@ -1,7 +1,6 @@
 """The Transformer's credit sites: where they are, and that nothing goes around them."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -54,10 +53,11 @@ def test_names_of_sites():
                 x = tokens().inputs
                 plain = from_linen(module, credit_sites(module, granularity), x)
                 assert list(plain.sites) == names
-                sites = credit_sites(module, granularity, embedding="own", last_hidden=True)
-                above = ["last_hidden"] if scan else []
-                assert list(from_linen(module, sites, x).sites) == ["embed", *names, *above]
                 assert {place.stack for place in plain.places} == {(2,) if scan else ()}
+                if granularity == "micro":  # one is as good as another
+                    sites = credit_sites(module, granularity, embedding="own", last_hidden=True)
+                    above = ["last_hidden"] if scan else []
+                    assert list(from_linen(module, sites, x).sites) == ["embed", *names, *above]
 
 
 @every_form
@@ -75,9 +75,15 @@ def test_options_are_read_off_the_sites(form, scan):
     assert granularity_of(module, ("block_*/attention",)) is None
 
 
-@every_form
+@pytest.mark.parametrize(
+    ("form", "scan"),
+    [
+        ("pre", False),
+        ("post", True),
+        *(pytest.param(*c, marks=pytest.mark.nightly) for c in (("pre", True), ("post", False))),
+    ],
+)
 @finest_first
-@pytest.mark.parametrize("scan", [False, True], ids=["unrolled", "scanned"])
 def test_true_errors_give_the_gradient(x64, granularity, form, scan):
     """Exact equivalence: `dL/dh` at every site, by local VJPs, is `jax.grad` of the plain module.
 
@@ -89,9 +95,9 @@ def test_true_errors_give_the_gradient(x64, granularity, form, scan):
     @jax.jit
     def gradients(params, batch):
         sent = chain_errors(case.model, LOSS, params, batch, {})
-        return deliver(case.model, LOSS, params, batch, sent).grads
+        return deliver(case.model, LOSS, params, batch, sent).grads, helpers.backprop(case, params)
 
-    helpers.assert_close(gradients(case.params, case.batch), helpers.backprop(case), 1e-11)
+    helpers.assert_close(*gradients(case.params, case.batch), 1e-11)
 
 
 @pytest.mark.parametrize(
@@ -107,7 +113,7 @@ def test_zero_feedback_is_the_shallow_control(granularity, form, scan):
     case = made(SMALL.clone(norm=form, scan=scan), granularity)
     rule = DirectFeedbackAlignment()
     _, state = helpers.started(rule, case)
-    zero = jax.tree.map(jnp.zeros_like, state)
+    zero = jax.tree.map(np.zeros_like, state)
     found = helpers.estimate(rule, case, case.params, zero).grads
     shallow = helpers.estimate(Shallow(), case, case.params, ()).grads
     helpers.assert_close(found, shallow, 1e-6)
@@ -134,18 +140,19 @@ def test_only_block_1_reaches_the_embedding(form):
     stream would carry the true error past them, if it were not cut too.
     """
     case = made(SMALL.clone(norm=form), "linear")
-    errors = helpers.normals(helpers.activities(case.model, case.params, case.batch.inputs), 4)
+
+    def activities(params):
+        return helpers.activities(case.model, params, case.batch.inputs)
+
+    errors = helpers.normals(jax.eval_shape(activities, case.params), 4)
 
     @jax.jit
     def embedding(params):
-        def activities(params):
-            return helpers.activities(case.model, params, case.batch.inputs)
-
         return jax.vjp(activities, params)[1](errors)[0]["embed"]
 
     clean = embedding(case.params)
     poisoned = case.params | {
-        "block_1": jax.tree.map(lambda leaf: leaf * jnp.nan, case.params["block_1"])
+        "block_1": jax.tree.map(lambda leaf: np.asarray(leaf) * np.nan, case.params["block_1"])
     }
     helpers.assert_identical(embedding(poisoned), clean)
     assert all(np.any(leaf) for leaf in jax.tree.leaves(clean))
@@ -170,7 +177,7 @@ def test_last_hidden_tap_scanned_equals_unrolled(x64, form, tied):
     _, state = helpers.started(rule, stack)
     assert {B.shape[-2] for B in state.values()} == {8}  # the width, not the vocabulary
     unrolled = {
-        name.replace("blocks", f"block_{i}"): B[i]
+        name.replace("blocks", f"block_{i}"): np.asarray(B)[i]
         for i in range(2)
         for name, B in state.items()
         if name != "last_hidden"

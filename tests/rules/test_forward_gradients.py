@@ -276,25 +276,30 @@ def test_a_while_loop_trains_without_reverse_mode():
     assert np.abs(np.asarray(found[0]["w"])).max() > 0
 
 
+def sent(rule, case):
+    """The errors of a rule without a state, in one program."""
+    return jax.jit(lambda *args: rule.errors(args[0], case.model, helpers.LOSS, *args[1:]))(
+        jax.random.key(0), case.params, (), case.batch
+    )
+
+
 def test_noise_is_shared_as_asked(x64):
     """Invariant: the ratio of two units' errors is that of their noise: the same for all examples
     (`batch`), for two neighbours (`pairs`), for none."""
     case = helpers.mlp()
     for sharing, same in (("batch", {0, 1, 2, 3}), ("pairs", {0, 1}), ("none", {0})):
-        errors = ACTIVITY(sharing=sharing).errors(
-            jax.random.key(0), case.model, helpers.LOSS, case.params, (), case.batch
-        )["layer_0"]
-        ratio = np.asarray(errors[:4, 0] / errors[:4, 1])
+        errors = np.asarray(sent(ACTIVITY(sharing=sharing), case)["layer_0"])
+        ratio = errors[:4, 0] / errors[:4, 1]
         assert {i for i in range(4) if abs(ratio[i] / ratio[0] - 1) < 1e-9} == same
 
 
 def test_mask_spares_what_is_not_active():
     """Invariant: no error where a ReLU is not active; elsewhere there is one."""
     case = relu_mlp()
-    activities = helpers.activities(case.model, case.params, case.batch.inputs)
-    errors = ACTIVITY(relu_mask=True).errors(
-        jax.random.key(0), case.model, helpers.LOSS, case.params, (), case.batch
+    activities = jax.jit(lambda p, x: helpers.activities(case.model, p, x))(
+        case.params, case.batch.inputs
     )
+    errors = sent(ACTIVITY(relu_mask=True), case)
     for site, h in activities.items():
         np.testing.assert_array_equal(np.asarray(errors[site]) != 0, np.asarray(h) > 0)
 
@@ -306,10 +311,7 @@ def test_clipping_limits_the_slope(x64):
     limit = 0.3
 
     def errors(clip):
-        rule = ACTIVITY(noise="rademacher", clip=clip)
-        found = rule.errors(
-            jax.random.key(0), case.model, helpers.LOSS, case.params, (), case.batch
-        )
+        found = sent(ACTIVITY(noise="rademacher", clip=clip), case)
         return np.asarray(found["layer_1"]) * len(case.batch.targets)
 
     free, clipped = errors(0.0), errors(limit)

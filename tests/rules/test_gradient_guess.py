@@ -21,7 +21,7 @@ def three():
 
 def prepared(rule, case):
     """Parameters, state, and what the classifiers are."""
-    params, state = rule.init(jax.random.key(7), case.model, case.params, case.batch)
+    params, state = helpers.started(rule, case)
     return params, state, params.get("local_heads", state)
 
 
@@ -50,14 +50,25 @@ def test_errors_are_projections_example_by_example(x64, guess):
     """Independent implementation: both gradients by `jax.grad` of plain code, projected in NumPy."""
     case, rule = three(), GradientGuess(guess=guess)
     params, state, heads = prepared(rule, case)
-    found = rule.errors(jax.random.key(0), case.model, helpers.LOSS, params, state, case.batch)
-    for block, site in enumerate(LOWER):
-        h, target, local = written_out(params, heads, case.batch, block)
-        true, guessed = (
-            np.asarray(jax.grad(lambda h, f=f: f(h).sum())(h)) for f in (target, local)
-        )
+
+    @jax.jit
+    def errors(params, state, batch):
+        return rule.errors(jax.random.key(0), case.model, helpers.LOSS, params, state, batch)
+
+    @jax.jit
+    def slopes(params, heads, batch):
+        """The true gradient at each lower block, and the guess, example by example."""
+        found = []
+        for block in range(len(LOWER)):
+            h, *losses = written_out(params, heads, batch, block)
+            found.append([jax.grad(lambda h, f=f: f(h).sum())(h) for f in losses])
+        return found
+
+    found = errors(params, state, case.batch)
+    pairs = jax.tree.map(np.asarray, slopes(params, heads, case.batch))
+    for site, (true, guessed) in zip(LOWER, pairs, strict=True):
         scale = (true * guessed).sum(1, keepdims=True) / (guessed**2).sum(1, keepdims=True)
-        helpers.assert_close(found[site], scale * guessed / len(h), 1e-10)
+        helpers.assert_close(found[site], scale * guessed / len(true), 1e-10)
 
 
 def test_the_last_block_and_the_readout_learn_exactly():
@@ -106,7 +117,7 @@ def test_a_local_target_is_hit_by_its_own_gradient(x64, space):
             h, _, local = written_out(moved, heads, case.batch, block)
             return local(h).mean()
 
-        expected = jax.grad(loss)(params[site]["Dense_0"])
+        expected = jax.jit(jax.grad(loss))(params[site]["Dense_0"])
         helpers.assert_close(grads[site]["Dense_0"], expected, 1e-10)
 
 

@@ -1,6 +1,7 @@
 """Local losses by the chain rule: what they are, what they reach, and who pays for the heads."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ import pytest
 from dfa_jax.autodiff import sites
 from dfa_jax.errors import InputError
 from dfa_jax.losses import nt_xent, nt_xent_unstopped
-from dfa_jax.models import LocalMixer, from_linen
+from dfa_jax.models import LocalMixer
 from dfa_jax.rules import (
     ActivityForwardGradient,
     Backprop,
@@ -19,11 +20,6 @@ from dfa_jax.rules import (
     WeightForwardGradient,
 )
 from tests import helpers, reference
-
-
-def prepared(rule, case):
-    """Parameters with heads, and the estimator's state."""
-    return rule.init(jax.random.key(7), case.model, case.params, case.batch)
 
 
 def written_out(params, batch, greedy):
@@ -42,8 +38,8 @@ def written_out(params, batch, greedy):
 def test_gradients_are_those_of_the_losses_written_out(x64, greedy):
     """Independent implementation: `jax.grad` of the sum of all losses in plain `jax.numpy`."""
     case, rule = helpers.mlp(), LocalLosses(greedy=greedy)
-    params, state = prepared(rule, case)
-    expected = jax.grad(written_out)(params, case.batch, greedy)
+    params, state = helpers.started(rule, case)
+    expected = jax.jit(jax.grad(written_out), static_argnums=2)(params, case.batch, greedy)
     helpers.assert_close(helpers.estimate(rule, case, params, state).grads, expected, 1e-12)
 
 
@@ -51,7 +47,7 @@ def test_feedback_alignment_reaches_through_the_heads(x64):
     """Independent implementation: NumPy; greedy, so a layer hears of its own head alone, through the
     head's feedback, while the head itself learns exactly."""
     case, rule = helpers.mlp(), LocalLosses(estimator=FeedbackAlignment())
-    params, B = prepared(rule, case)
+    params, B = helpers.started(rule, case)
     found = helpers.estimate(rule, case, params, B).grads
     trunk = {name: leaf for name, leaf in params.items() if name != "local_heads"}
     x, labels = np.asarray(case.batch.inputs), np.asarray(case.batch.targets)
@@ -66,25 +62,27 @@ def test_feedback_alignment_reaches_through_the_heads(x64):
         helpers.assert_close(heads, h[i + 1].T @ error, 1e-12)
 
 
-@pytest.mark.parametrize("estimator", [WeightForwardGradient(), ActivityForwardGradient()])
-def test_heads_and_readout_learn_exactly(estimator):
+def test_heads_and_readout_learn_exactly():
     """Exact equivalence: under a forward gradient they get backpropagation's gradients."""
     case = helpers.mlp()
-    params, _ = prepared(LocalLosses(), case)
-    exact, guessed = (
+    params, _ = helpers.started(LocalLosses(), case)
+    exact, *guessed = (
         helpers.estimate(LocalLosses(estimator=rule), case, params, ()).grads
-        for rule in (Backprop(), estimator)
+        for rule in (Backprop(), WeightForwardGradient(), ActivityForwardGradient())
     )
-    for part in ("local_heads", "readout"):
-        helpers.assert_close(guessed[part], exact[part], 1e-5)
+    for grads in guessed:
+        for part in ("local_heads", "readout"):
+            helpers.assert_close(grads[part], exact[part], 1e-5)
 
 
+@functools.cache
 def mixer():
-    """Three blocks of two groups on four patches."""
+    """Three blocks of two groups on four patches, as they start."""
     module = LocalMixer(3, 2, 8, 2, 3, zero_readout=False)
     batch = helpers.images(num=2, shape=(4, 4, 2))
-    model = from_linen(module, "block_*/*_mixing", batch.inputs, blocks="block_*")
-    return helpers.Set(model, model.init(jax.random.key(1), batch.inputs), batch)
+    case = helpers.made(module, "block_*/*_mixing", batch, blocks="block_*")
+    params = jax.jit(case.model.init)(jax.random.key(1), batch.inputs)
+    return case._replace(params=params)
 
 
 REACHED = {  # a unit of patch 1 and group 0 of block 1: which patches and groups of its loss it moves
@@ -94,30 +92,30 @@ REACHED = {  # a unit of patch 1 and group 0 of block 1: which patches and group
 }
 
 
-@pytest.mark.parametrize("place", list(REACHED))
-def test_no_tangent_crosses_blocks_patches_or_groups(place):
+def test_no_tangent_crosses_blocks_patches_or_groups():
     """Proof of absence: NaN for the tangent of one patch (and group) of one site of block 1. Of its
     losses those of that patch (and group) alone are NaN; those of the other blocks are 0."""
     case = mixer()
     rule = LocalLosses(patchwise=True, num_groups=2)
-    params, _ = prepared(rule, case)
+    params, _ = helpers.started(rule, case)
     objective = rule.objective(helpers.LOSS, case.model, case.batch)
     shapes = sites.activity_shapes(case.model, params, case.batch.inputs)
-    zeros = {site: jnp.zeros(a.shape) for site, a in shapes.items()}
-    one = (slice(None), 1) if place == "token_mixing" else (slice(None), 1, 0)
-    poison = zeros | {f"block_1/{place}": zeros[f"block_1/{place}"].at[one].set(jnp.nan)}
+    zeros = {site: np.zeros(a.shape, np.float32) for site, a in shapes.items()}
 
     def terms(perturbations):
         orders = sites.at_sites(case.model, "perturb", perturbations)
         return objective(case.model, params, case.batch, orders, replicated=True).terms
 
-    slopes = jax.jvp(terms, (zeros,), (poison,))[1]
-    patches, groups = REACHED[place]
-    hit = np.zeros((2, 4, 2), bool)
-    hit[np.ix_(range(2), patches, groups)] = True
-    np.testing.assert_array_equal(np.isnan(slopes["block_1"]), hit)
-    for name in ("block_0", "block_2", "outputs"):
-        np.testing.assert_array_equal(slopes[name], 0)
+    slopes_along = jax.jit(lambda moved: jax.jvp(terms, (zeros,), (moved,))[1])
+    for place, (patches, groups) in REACHED.items():
+        poison = np.zeros_like(zeros[f"block_1/{place}"])
+        poison[(slice(None), 1) if place == "token_mixing" else (slice(None), 1, 0)] = np.nan
+        slopes = slopes_along(zeros | {f"block_1/{place}": poison})
+        hit = np.zeros((2, 4, 2), bool)
+        hit[np.ix_(range(2), patches, groups)] = True
+        np.testing.assert_array_equal(np.isnan(slopes["block_1"]), hit)
+        for name in ("block_0", "block_2", "outputs"):
+            np.testing.assert_array_equal(slopes[name], 0)
 
 
 @pytest.mark.slow
@@ -131,7 +129,7 @@ def test_aggregators_agree(options):
         )
         for kind in ("fused", "naive")
     ]
-    params, _ = prepared(rules[0], case)
+    params, _ = helpers.started(rules[0], case)
     fused, naive = (
         jax.jit(
             lambda key, rule=rule: rule.errors(
@@ -147,15 +145,14 @@ def test_groups_must_divide_the_channels():
     """Documented contract: the block, its channels, and what was asked."""
     case = helpers.mlp()
     with pytest.raises(InputError, match="num_groups is 3 and block 'layer_0' has 7 channels"):
-        prepared(LocalLosses(num_groups=3), case)
+        helpers.started(LocalLosses(num_groups=3), case)
 
 
 def test_a_loss_that_couples_examples_wants_the_naive_aggregator():
     """Documented contract: the fused one would tell every example the slope of its own loss alone,
     silently; the chain rule asks for no slopes and may have either."""
-    case, rule = mixer(), LocalLosses(estimator=ActivityForwardGradient(), patchwise=True)
-    case = case._replace(batch=helpers.images(num=4, shape=(4, 4, 2)))
-    params, _ = prepared(rule, case)
+    case, rule = helpers.mlp(), LocalLosses(estimator=ActivityForwardGradient(), patchwise=True)
+    params, _ = helpers.started(rule, case)
 
     def traced(rule, loss):
         return jax.eval_shape(

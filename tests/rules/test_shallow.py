@@ -50,7 +50,13 @@ def is_moved(grads):
     return any(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(grads))
 
 
-@pytest.mark.parametrize(("case", "learners"), CASES.items())
+@pytest.mark.parametrize(
+    ("case", "learners"),
+    [  # every day, a Transformer is compared in `models/test_transformer_sites.py`
+        pytest.param(*one, marks=pytest.mark.slow if one[0] is helpers.transformer else ())
+        for one in CASES.items()
+    ],
+)
 def test_gradients_are_those_of_zeros_at_every_site(case, learners):
     """Exact equivalence: local VJPs of the zeros that `send` answers, and `B = 0`, bit for bit.
 

@@ -1,7 +1,6 @@
 """The damped Newton method against autodiff and against SciPy."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import scipy.optimize
 import scipy.special
@@ -30,21 +29,21 @@ def test_objective_is_the_sum(x64):
     design, y = problem()
     theta, weights = np.array([0.5, 6.0, 7.0, 0.35, 0.35]), np.arange(100.0)
     r = scipy.special.logsumexp(design @ theta, axis=1) - y
-    found = huber.objective(
-        jnp.asarray(theta), jnp.asarray(design), jnp.asarray(y), jnp.asarray(weights), DELTA
-    )
+    found = jax.jit(huber.objective)(theta, design, y, weights, DELTA)
     np.testing.assert_allclose(found, weights @ scipy.special.huber(DELTA, r), rtol=1e-13)
 
 
 def test_derivatives_are_those_of_autodiff(x64):
     """Exact equivalence: gradient and Hessian by hand are `jax.grad`'s and `jax.hessian`'s."""
-    design, y = (jnp.asarray(a) for a in problem())
-    weights = jnp.asarray(np.random.default_rng(1).exponential(size=100))
-    theta, delta = jnp.array([0.6, 6.2, 7.6, 0.35, 0.37]), 0.02  # some inside, some outside
-    gradient, hessian, _ = huber._derivatives(theta, design, y, weights, delta)
+    design, y = problem()
+    weights = np.random.default_rng(1).exponential(size=100)
+    theta, delta = np.array([0.6, 6.2, 7.6, 0.35, 0.37]), 0.02  # some inside, some outside
     args = (theta, design, y, weights, delta)
-    np.testing.assert_allclose(gradient, jax.grad(huber.objective)(*args), rtol=1e-10)
-    np.testing.assert_allclose(hessian, jax.hessian(huber.objective)(*args), rtol=1e-9, atol=1e-9)
+    gradient, hessian, _ = jax.jit(huber._derivatives)(*args)
+    expected = jax.jit(jax.grad(huber.objective))(*args)
+    np.testing.assert_allclose(gradient, expected, rtol=1e-10)
+    expected = jax.jit(jax.hessian(huber.objective))(*args)
+    np.testing.assert_allclose(hessian, expected, rtol=1e-9, atol=1e-9)
 
 
 def test_minimum_is_scipys():
@@ -99,10 +98,10 @@ def test_the_sum_beats_the_mean_in_a_solver_that_stops_on_absolute_changes():
     """Besiroglu et al. (2024): at the same tolerances L-BFGS-B ends early on the mean of the losses.
 
     SciPy's default `gtol` and `ftol`; ours is the yardstick. The mean is left at least 1e-3 above
-    the minimum and with exponents off by more than 1 %; the sum ends nearer on all five sets.
+    the minimum and with exponents off by more than 1 %; the sum ends nearer on all three sets.
     """
     start = np.array([0.5, 5.0, 5.0, 0.5, 0.5])
-    for seed in range(5):
+    for seed in range(3):
         design, y = problem(seed, 240)
 
         def scaled(theta, factor, design=design, y=y):

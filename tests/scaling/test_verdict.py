@@ -184,16 +184,16 @@ def test_bad_studies_are_refused():
     """Documented contract: as above."""
     key, theirs, ours = jax.random.key(0), arm("backprop", 0.07), arm("dfa", 0.05)
     with pytest.raises(InputError, match="there are no conventions"):
-        judge(key, {}, [1e14], arm="dfa")
+        judge(key, {}, [1e14], arm="dfa", num_samples=20)
     for budgets in ([], [-1.0]):
         with pytest.raises(InputError, match="expected finite positive FLOPs"):
-            judge(key, {"6ND": ours + theirs}, budgets, arm="dfa")
+            judge(key, {"6ND": ours + theirs}, budgets, arm="dfa", num_samples=20)
     one = [run for run in ours if run.size == "size_0" and run.seed == 0]
     with pytest.raises(InputError, match="is a single curve, of size 'size_0'"):
-        judge(key, {"6ND": one + theirs}, [1e14], arm="dfa")
+        judge(key, {"6ND": one + theirs}, [1e14], arm="dfa", num_samples=20)
     renamed = [run._replace(size="other_" + run.size) for run in ours]
     with pytest.raises(InputError, match="share no size"):
-        judge(key, {"6ND": renamed + theirs}, [1e14], arm="dfa")
+        judge(key, {"6ND": renamed + theirs}, [1e14], arm="dfa", num_samples=20)
     far = [run._replace(flops=run.flops * 1e9) for run in ours]
     with pytest.raises(InputError, match="expected spans that overlap"):
-        judge(key, {"6ND": far + theirs}, [1e14], arm="dfa")
+        judge(key, {"6ND": far + theirs}, [1e14], arm="dfa", num_samples=20)

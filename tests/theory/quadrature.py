@@ -1,5 +1,7 @@
 """Gaussian averages by Gauss-Hermite quadrature: no formula of the library is used."""
 
+import functools
+
 import numpy as np
 from scipy import special
 
@@ -14,17 +16,23 @@ FUNCTIONS = {
 """Activation functions and their derivatives, in NumPy."""
 
 
-def gaussian(C, num_nodes):
-    """Points `[point, n]` and weights `[point]` whose sums are averages over N(0, C)."""
+@functools.cache
+def standard(n, num_nodes):
+    """Points and weights of N(0, 1) in n dimensions."""
     nodes, weights = np.polynomial.hermite_e.hermegauss(num_nodes)
-    n = len(C)
     z = np.stack(np.meshgrid(*[nodes] * n, indexing="ij"), -1).reshape(-1, n)
     w = np.stack(np.meshgrid(*[weights / weights.sum()] * n, indexing="ij"), -1).prod(-1).ravel()
+    return z, w
+
+
+def gaussian(C, num_nodes):
+    """Points `[point, n]` and weights `[point]` whose sums are averages over N(0, C)."""
+    z, w = standard(len(C), num_nodes)
     eigenvalues, vectors = np.linalg.eigh(np.asarray(C, np.float64))
     return z @ (vectors * np.sqrt(np.maximum(eigenvalues, 0))).T, w
 
 
-def velocity(op, setup, num_nodes=28):
+def velocity(op, setup, num_nodes=24):
     """The drift of Q, R and v: the averages of one online step, written from the step itself."""
     K = len(op.v)
     C = np.block([[np.asarray(op.Q), np.asarray(op.R)], [np.asarray(op.R).T, np.asarray(op.T)]])

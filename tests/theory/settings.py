@@ -1,7 +1,6 @@
 """Order parameters for the tests."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from dfa_jax.theory import OrderParameters, draw_weights, from_weights
@@ -9,14 +8,15 @@ from dfa_jax.theory import OrderParameters, draw_weights, from_weights
 
 def fixture():
     """The regression fixture's start: K = M = 2, orthonormal teacher."""
-    return OrderParameters(
-        Q=jnp.array([[1.0, 0.05], [0.05, 0.9]]),
-        R=jnp.array([[0.1, -0.05], [0.02, 0.08]]),
-        T=jnp.eye(2),
-        v=jnp.array([0.4, -0.3]),
-        v_teacher=jnp.ones(2),
-        feedback=jnp.array([1.0, -0.6]),
-    )
+    numbers = {
+        "Q": [[1.0, 0.05], [0.05, 0.9]],
+        "R": [[0.1, -0.05], [0.02, 0.08]],
+        "T": [[1.0, 0.0], [0.0, 1.0]],
+        "v": [0.4, -0.3],
+        "v_teacher": [1.0, 1.0],
+        "feedback": [1.0, -0.6],
+    }
+    return OrderParameters(**{name: jax.device_put(np.array(a)) for name, a in numbers.items()})
 
 
 def drawn(seed, dim, *, v_teacher=(1.0, 1.0), feedback=(1.0, -0.6), scale=1.0):

@@ -14,10 +14,16 @@ def test_matrix_acts_as_the_convolution(x64, size, kernel, stride):
     """Independent implementation: `lax.conv_general_dilated`."""
     rng = np.random.default_rng(0)
     x, W = rng.normal(size=(1, size, size, 3)), rng.normal(size=(kernel, kernel, 3, 4))
-    expected = jax.lax.conv_general_dilated(
-        x, W, (stride, stride), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
-    matrix = convolution.toeplitz(jnp.asarray(W), size, stride)
+
+    @jax.jit
+    def both(x, W):
+        orders = ("NHWC", "HWIO", "NHWC")
+        output = jax.lax.conv_general_dilated(
+            x, W, (stride,) * 2, "VALID", dimension_numbers=orders
+        )
+        return output, convolution.toeplitz(W, size, stride)
+
+    expected, matrix = both(x, W)
     np.testing.assert_allclose(np.einsum("abc,abcpqo->pqo", x[0], matrix), expected[0], atol=1e-12)
 
 
@@ -28,21 +34,21 @@ def test_reach_by_least_squares(x64, shared):
     target = np.random.default_rng(1).normal(size=(size, size, 2, 3, 3, 2))
     if shared:
         basis = np.eye(kernel * kernel * 4).reshape(-1, kernel, kernel, 2, 2)
-        columns = np.stack(
-            [np.asarray(convolution.toeplitz(jnp.asarray(b), size)).reshape(-1) for b in basis], 1
-        )
+        matrices = jax.jit(jax.vmap(lambda b: convolution.toeplitz(b, size)))(basis)
+        columns = np.reshape(matrices, (len(basis), -1)).T
     else:
-        used = np.asarray(convolution.toeplitz(jnp.ones((kernel, kernel, 2, 2)), size)).reshape(-1)
+        ones = jax.device_put(np.ones((kernel, kernel, 2, 2)))
+        used = np.asarray(convolution.toeplitz(ones, size)).reshape(-1)
         columns = np.eye(len(used))[:, used > 0]
     fit, *_ = np.linalg.lstsq(columns, target.reshape(-1), rcond=None)
     expected = np.linalg.norm(columns @ fit) / np.linalg.norm(target)
-    found = convolution.reachable_alignment(jnp.asarray(target), kernel, shared=shared)
+    found = convolution.reachable_alignment(jax.device_put(target), kernel, shared=shared)
     np.testing.assert_allclose(found, expected, rtol=1e-10)
 
 
 def test_a_kernel_reaches_itself(x64):
     """Closed form: the cosine of a convolution's own matrix is 1."""
-    W = jnp.asarray(np.random.default_rng(2).normal(size=(3, 3, 2, 2)))
+    W = jax.device_put(np.random.default_rng(2).normal(size=(3, 3, 2, 2)))
     matrix = convolution.toeplitz(W, 7, 2)
     np.testing.assert_allclose(convolution.reachable_alignment(matrix, 3, 2), 1, rtol=1e-12)
 

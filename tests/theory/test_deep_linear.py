@@ -11,6 +11,7 @@ from dfa_jax.errors import InputError
 from dfa_jax.theory import deep_linear
 
 step = jax.jit(deep_linear.alignment_step)
+weights = jax.jit(deep_linear.weights)
 
 
 @st.composite
@@ -32,18 +33,18 @@ def test_structure_theorem(problem):
     rng = np.random.default_rng(seed)
     with jax.enable_x64(True):
         F = [rng.normal(size=(n, C)) / np.sqrt(n) for n in widths]
-        A = deep_linear.zero_alignment([jnp.asarray(f) for f in F], D)
+        A = deep_linear.zero_alignment(jax.device_put(F), D)
         W = [np.zeros((n, m)) for n, m in zip([*widths, C], [D, *widths], strict=True)]
         for _ in range(15):
             x, y = rng.normal(size=(batch, D)), rng.normal(size=(batch, C))
-            A = step(A, [jnp.asarray(f) for f in F], jnp.asarray(x), jnp.asarray(y), 0.02)
+            A = step(A, F, x, y, 0.02)
             h = [x]
             for matrix in W:
                 h.append(h[-1] @ matrix.T)
             e = h[-1] - y
             sent = [e @ f.T for f in F] + [e]
             W = [w - 0.02 * d.T @ b for w, d, b in zip(W, sent, h[:-1], strict=True)]
-        found = deep_linear.weights(A, [jnp.asarray(f) for f in F])
+        found = weights(A, F)
         for ours, expected in zip(found, W, strict=True):
             np.testing.assert_allclose(ours, expected, atol=1e-12)
 
@@ -51,13 +52,13 @@ def test_structure_theorem(problem):
 def test_library_step_is_the_same(x64):
     """Exact equivalence: `train_step` on the theorem's weights is the recursion's step."""
     rng = np.random.default_rng(0)
-    F = [jnp.asarray(rng.normal(size=(n, 3))) / n**0.5 for n in (8, 6)]
-    A = deep_linear.zero_alignment(F, 5)
+    F = jax.device_put([rng.normal(size=(n, 3)) / n**0.5 for n in (8, 6)])
+    A, train_step = deep_linear.zero_alignment(F, 5), jax.jit(deep_linear.train_step)
     for _ in range(10):
-        x, y = jnp.asarray(rng.normal(size=(4, 5))), jnp.asarray(rng.normal(size=(4, 3)))
-        W = deep_linear.train_step(deep_linear.weights(A, F), F, x, y, 0.05)
-        A = deep_linear.alignment_step(A, F, x, y, 0.05)
-    for ours, expected in zip(deep_linear.weights(A, F), W, strict=True):
+        x, y = rng.normal(size=(4, 5)), rng.normal(size=(4, 3))
+        W = train_step(weights(A, F), F, x, y, 0.05)
+        A = step(A, F, x, y, 0.05)
+    for ours, expected in zip(weights(A, F), W, strict=True):
         np.testing.assert_allclose(ours, expected, atol=1e-12)
 
 
@@ -66,12 +67,12 @@ def test_feedback_alignment_is_a_case(x64):
     rng = np.random.default_rng(1)
     widths, C, D = (9, 7, 8), 3, 5
     B = [rng.normal(size=(n, m)) / n**0.5 for n, m in zip(widths, [*widths[1:], C], strict=True)]
-    F = deep_linear.direct_from_chain([jnp.asarray(b) for b in B])
+    F = jax.jit(deep_linear.direct_from_chain)(B)
     A = deep_linear.zero_alignment(F, D)
     W = [np.zeros((n, m)) for n, m in zip([*widths, C], [D, *widths], strict=True)]
     for _ in range(40):
         x, y = rng.normal(size=(2, D)), rng.normal(size=(2, C))
-        A = step(A, F, jnp.asarray(x), jnp.asarray(y), 0.02)
+        A = step(A, F, x, y, 0.02)
         h = [x]
         for matrix in W:
             h.append(h[-1] @ matrix.T)
@@ -79,23 +80,24 @@ def test_feedback_alignment_is_a_case(x64):
         for b in reversed(B):
             deltas.insert(0, deltas[0] @ b.T)
         W = [w - 0.02 * d.T @ b for w, d, b in zip(W, deltas, h[:-1], strict=True)]
-    for ours, expected in zip(deep_linear.weights(A, F), W, strict=True):
+    for ours, expected in zip(weights(A, F), W, strict=True):
         np.testing.assert_allclose(ours, expected, atol=1e-12)
 
 
 def orthonormal(rng, n, C):
     """Feedback with `F^T F = 1`."""
-    return jnp.asarray(np.linalg.qr(rng.normal(size=(n, C)))[0])
+    return jax.device_put(np.linalg.qr(rng.normal(size=(n, C)))[0])
 
 
 def test_trace_formula(x64):
     """Exact equivalence: with `F^T F = 1`, the measured alignment is `Tr A / (sqrt C |A|)`."""
     rng = np.random.default_rng(2)
     F = [orthonormal(rng, n, 3) for n in (20, 15, 18)]
-    A = [jnp.asarray(rng.normal(size=(3, m))) for m in (6, 3, 3, 3)]
-    measured = deep_linear.weight_alignments(deep_linear.weights(A, F), F)
+    A = [rng.normal(size=(3, m)) for m in (6, 3, 3, 3)]
+    measured = jax.jit(deep_linear.weight_alignments)(weights(A, F), F)
+    formula = jax.jit(deep_linear.trace_alignment)
     for found, matrix in zip(measured, A[1:], strict=True):
-        np.testing.assert_allclose(found, deep_linear.trace_alignment(matrix), rtol=1e-12)
+        np.testing.assert_allclose(found, formula(matrix), rtol=1e-12)
 
 
 @pytest.mark.parametrize("depth", [2, 3, 4])
@@ -107,8 +109,8 @@ def test_exponents(x64, depth):
     size leave 1 % at most.
     """
     s = np.array([1.0, 0.4])
-    F = [jnp.eye(2)] * (depth - 1)
-    x, y = jnp.eye(2), jnp.diag(jnp.asarray(s))
+    F = jax.device_put([np.eye(2)] * (depth - 1))
+    x, y = jax.device_put((np.eye(2), np.diag(s)))
     rate = 0.002
 
     @jax.jit
@@ -118,7 +120,7 @@ def test_exponents(x64, depth):
         )
 
     def slopes(A):
-        return [np.log(a[1, 1] / a[0, 0]) / np.log(s[1] / s[0]) for a in A]
+        return [np.log(a[1, 1] / a[0, 0]) / np.log(s[1] / s[0]) for a in map(np.asarray, A)]
 
     early = run(deep_linear.zero_alignment(F, 2), 40)
     late = run(early, 300_000)
