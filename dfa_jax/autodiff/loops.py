@@ -19,8 +19,8 @@ from jax.lax import ConvDimensionNumbers
 def loop_body(function: Callable[..., Any]) -> Callable[..., Any]:
     """The same function, to be the body of `lax.fori_loop`, `lax.scan` or `lax.map`.
 
-    Its results are equal to the bit where the compiler would have transposed by itself. Nothing is
-    differentiated through it any more: what has a derivative is taken inside.
+    Its results are equal to the bit where the compiler would have put the axes in order by itself,
+    and are rounded otherwise where it would not: convolutions in groups, and in half precision.
     """
 
     def body(*arguments: Any) -> Any:

@@ -89,5 +89,7 @@ def _move(entries: Iterable[pathlib.Path], folder: pathlib.Path) -> None:
     """Renames, and never over something that is there."""
     for one in list(entries):
         if (folder / one.name).exists():
-            raise FileExistsError(errno.EEXIST, f"{folder / one.name} is in the way of {one}")
+            raise FileExistsError(
+                errno.EEXIST, f"{folder / one.name} is in the way of {one}, move one of them"
+            )
         one.rename(folder / one.name)

@@ -18,7 +18,7 @@ from jax.experimental import multihost_utils
 from jaxtyping import Array, UInt32
 
 from dfa_jax.errors import InputError, reason
-from dfa_jax.train import hosts
+from dfa_jax.train import aside, hosts
 from dfa_jax.train.config import TrainConfig, run_changes, to_dict
 from dfa_jax.train.state import TrainState
 
@@ -118,12 +118,14 @@ class Checkpoints:
 
     def not_written(self, what: str, why: str) -> InputError:
         """What to say of a disk that is full, or cannot be written to any more."""
-        kept = "there is no checkpoint yet"
+        kept, then = "there is no checkpoint yet", "go on"
         if self.steps:
             kept = f"the checkpoint of step {self.steps[0]} is whole"
+        if aside.is_begun(self._directory.parent):
+            kept, then = "the run that --overwrite set aside comes back", "begin again"
         return InputError(
             f"{what} cannot be written to {self._directory.parent} ({why}); {kept}: make room there"
-            " or let it be written to, and go on"
+            f" or let it be written to, and {then}"
         )
 
     def restore(self, like: Any, step: int) -> tuple[TrainState, Progress]:

@@ -120,7 +120,7 @@ class RunDirectory:
         except OSError as error:
             raise InputError(
                 f"the run that --overwrite set aside in {self.path} cannot be brought back"
-                f" ({error.strerror}); let that folder be written to: the next start brings it back"
+                f" ({error.strerror}); once that is mended, the next start brings it back"
             ) from error
         finally:
             self._lock.release()

@@ -16,7 +16,7 @@ import pytest
 
 from dfa_jax import errors
 from dfa_jax.optim import Optimizer
-from dfa_jax.train import Evaluation, aside, fit, interrupt, loop
+from dfa_jax.train import Evaluation, aside, checkpoint, fit, interrupt, loop
 from dfa_jax.train.loop import fit_together
 from tests.train import small
 from tests.train.test_directory import claim, contents
@@ -268,3 +268,22 @@ def test_what_cannot_begin_moves_nothing_for_good(run, monkeypatch):
     with pytest.raises(errors.InputError, match="cannot be used .No space left"):
         claim(path, overwrite=True)
     assert contents(path) == before
+
+
+def test_what_is_in_the_way_is_named(run):
+    """Documented contract: both places, and that one of them is to be moved."""
+    path, _ = run
+    (path / ".overwritten.moving").mkdir()
+    (path / ".overwritten.moving" / "curve.jsonl").write_text("{}\n")
+    with pytest.raises(errors.InputError, match=r"run/curve.jsonl is in the way of .*move one of"):
+        claim(path, resume=True)
+
+
+def test_a_checkpoint_that_cannot_be_written_says_what_becomes_of_the_old_run(run):
+    """Documented contract: to go on would be to go on with another run."""
+    path, _ = run
+    directory = claim(path, overwrite=True)
+    with checkpoint.Checkpoints(directory.checkpoints, CONFIG) as checkpoints:
+        said = str(checkpoints.not_written("the checkpoint of step 4", "full"))
+    assert "comes back: make room there or let it be written to, and begin again" in said
+    directory.close()
