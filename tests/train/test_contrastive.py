@@ -301,7 +301,7 @@ def test_a_supervised_checkpoint_has_no_readout(tmp_path):
 
 def test_augmentation_of_a_supervised_run():
     """Absence of equality: other images are seen, and only in training; equality of a second run."""
-    plain = small.config(num_epochs=1)
+    plain = small.config()
     config = dataclasses.replace(plain, augment=Augmentation(pad=2))
     found, again, without = (fit(c, progress=False) for c in (config, config, plain))
     helpers.assert_identical(small.plain(found.state), small.plain(again.state))
