@@ -173,6 +173,7 @@ def test_programs_of_earlier_jobs_are_forgotten(tmp_path, monkeypatch, clear_cac
     the state that they start from."""
     held = []
     monkeypatch.setattr(jax, "clear_caches", clear_caches)
+    jax.clear_caches()  # of the tests before
 
     def say(_):
         held.append(compiled.run_steps._cache_size())
