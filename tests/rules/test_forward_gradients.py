@@ -84,6 +84,7 @@ IN_CI = (  # the widest; the others at night
     "weights",
     "activities",
     "activities of a scan",
+    "local, activities",
     "local, activities of a scan",
     "patches and groups, weights",
     "patches and groups, contrastive",
