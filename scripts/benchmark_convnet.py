@@ -12,7 +12,7 @@ weights on the same batches, as its losses have to show before it is timed.
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import benchmark_transformer
@@ -112,7 +112,11 @@ def own_steps(taker: side_by_side.Taker) -> Work:
     """The same steps, one call of a jitted `train_step` each."""
     step = jax.jit(functools.partial(train_step, **taker.program.parts), donate_argnums=0)
     batches = [jax.tree.map(lambda a, r=rows: a[r], taker.data) for rows in taker.order]
-    state = jax.tree.map(jnp.copy, taker.state)
+    return by_calls(step, jax.tree.map(jnp.copy, taker.state), batches)
+
+
+def by_calls(step: Callable[..., Any], state: Any, batches: Sequence[Batch]) -> Work:
+    """A call for each batch."""
 
     def take() -> None:
         nonlocal state
@@ -146,15 +150,7 @@ def own_together(program: loop.Program, takers: dict[str, side_by_side.Taker]) -
     two = _two_states(program, taker.data, taker.order)
     state = jax.tree.map(lambda *leaves: jnp.stack(leaves), *two)
     rows = [np.stack([one, one]) for one in taker.order]
-    batches = [jax.tree.map(lambda a, r=row: a[r], taker.data) for row in rows]
-
-    def take() -> None:
-        nonlocal state
-        for batch in batches:
-            state, _ = step(state, batch)
-        jax.block_until_ready(state)
-
-    return take
+    return by_calls(step, state, [jax.tree.map(lambda a, r=row: a[r], taker.data) for row in rows])
 
 
 def _two_states(program: loop.Program, data: Batch, order: np.ndarray) -> tuple[Any, ...]:
