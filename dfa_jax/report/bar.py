@@ -59,8 +59,7 @@ def say(line: str) -> None:
 
 def missing(recipe: Recipe, path: pathlib.Path) -> list[TrainConfig]:
     """Runs that are not on record, and trials that are sure to be made before them."""
-    done = {(record.variant, record.seed) for record in records.read_runs(path)}
-    left = [one.config for one in plan.plan(recipe) if (one.variant, one.seed) not in done]
+    left = [one.config for one in plan.missing(recipe, records.read_runs(path))]
     if recipe.tuning:
         found = tuning.errors(recipe, tuning.read(recipe, path.parent))
         steps = [f"{v}@{step:+d}" for v in found for step in tuning.wanted(found[v])]

@@ -48,6 +48,12 @@ def located(config: TrainConfig, data_dir: pathlib.Path | None) -> TrainConfig:
     )
 
 
+def missing(recipe: Recipe, held: Sequence[RunRecord]) -> list[Planned]:
+    """The runs that are not among these, in the order of the plan."""
+    done = {(record.variant, record.seed) for record in held}
+    return [one for one in plan(recipe) if (one.variant, one.seed) not in done]
+
+
 def changes(config: TrainConfig, record: RunRecord) -> list[str]:
     """The settings in which a recorded run differs; its seed is none, nor is its mesh."""
     return configs.run_changes(record.config, dataclasses.replace(config, seed=record.seed))

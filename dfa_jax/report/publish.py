@@ -114,9 +114,8 @@ def progress(chosen: Published, results_dir: pathlib.Path) -> str:
         done, needed, unit = len(held), len(chosen.needed), "cases"
     else:
         recipe = chosen.recipe if isinstance(chosen, RunStudy) else chosen
-        runs = {(one.variant, one.seed) for one in plan.plan(recipe)}
-        done = len(runs & {(record.variant, record.seed) for record in held})
-        needed, unit = len(runs), "runs"
+        needed, unit = len(plan.plan(recipe)), "runs"
+        done = needed - len(plan.missing(recipe, held))
     if done == needed:
         return "complete"
     return f"{done} of {needed} {unit}" if done else "none"

@@ -85,7 +85,7 @@ def _run(
         one = todo.pop(0)
         # Read anew for each run: other processes may make runs of the same recipe.
         held = plan.matching(recipe, records.read_runs(path))
-        if (one.variant, one.seed) in {(record.variant, record.seed) for record in held}:
+        if one not in plan.missing(recipe, held):
             continue
         folder = path.parent / UNFINISHED / one.name
         try:
@@ -104,10 +104,9 @@ def _run(
 
 def progress(recipe: Recipe, held: Sequence[RunRecord]) -> str:
     """How many runs are on record, what the last one gave, and how long the others may take."""
-    planned, done = plan.plan(recipe), {(one.variant, one.seed) for one in held}
-    todo = [one for one in planned if (one.variant, one.seed) not in done]
+    total, todo = len(plan.plan(recipe)), plan.missing(recipe, held)
     left = duration(seconds_left(todo, held))
-    return f"[{len(planned) - len(todo)}/{len(planned)}] {describe(held[-1])}; {left} left"
+    return f"[{total - len(todo)}/{total}] {describe(held[-1])}; {left} left"
 
 
 def wait(why: str, say: Callable[[str], None]) -> None:
