@@ -24,9 +24,11 @@ from dfa_jax.rules import (
     SiteRule,
     UniformSign,
     WeightForwardGradient,
+    init,
+    value_and_grad,
 )
 from dfa_jax.train import TrainConfig, TrainState, fit, init_state, train_step
-from dfa_jax.types import Batch
+from dfa_jax.types import Batch, Loss
 
 __all__ = [
     "MLP",
@@ -49,6 +51,7 @@ __all__ = [
     "LearningRule",
     "LocalLosses",
     "LocalMixer",
+    "Loss",
     "Model",
     "ObjectiveRule",
     "Shallow",
@@ -66,7 +69,9 @@ __all__ = [
     "credit_sites",
     "fit",
     "from_linen",
+    "init",
     "init_state",
     "site_gradients",
     "train_step",
+    "value_and_grad",
 ]

@@ -13,9 +13,10 @@ from jax.sharding import Mesh
 from dfa_jax import losses, tree
 from dfa_jax.autodiff import sites
 from dfa_jax.autodiff.loops import inner_programs
-from dfa_jax.models.base import Model
+from dfa_jax.models.base import Model, float_leaves
 from dfa_jax.rules import Backprop, LearningRule, LocalLosses
 from dfa_jax.rules.activity_forward_gradient import common_axes
+from dfa_jax.rules.functional import estimate as estimate_gradients
 from dfa_jax.train import sharding
 from dfa_jax.types import Batch, LossFn, Params
 
@@ -53,7 +54,9 @@ class IsolationReport(NamedTuple):
         )
 
 
-def check_isolation(model: Model, params: Params, batch: Batch) -> IsolationReport:
+def check_isolation(
+    model: Model, params: Params, batch: Batch, *, model_state: Any = ()
+) -> IsolationReport:
     """Whether every site stops the error: a test to run on a model of one's own.
 
     Random errors are held fixed at all sites and at the outputs. For each site, the parameters that
@@ -66,10 +69,13 @@ def check_isolation(model: Model, params: Params, batch: Batch) -> IsolationRepo
         model: the model with its sites.
         params: its parameters, in general position (as drawn, not all zero).
         batch: a few examples.
+        model_state: the model's other variables, if it has any.
     """
+    bound = model.bind(model_state, key=jax.random.key(0))
 
     def forward(params):
-        return sites.activities(model, params, batch.inputs)
+        outputs, found = sites.activities(bound, params, batch.inputs)
+        return float_leaves(outputs), found
 
     @jax.jit
     def gradients(params, moves, errors):
@@ -78,13 +84,15 @@ def check_isolation(model: Model, params: Params, batch: Batch) -> IsolationRepo
     # NumPy draws and compares: not one small program for each shape.
     outputs, activities = jax.eval_shape(forward, params)
     draw = np.random.default_rng(0)
-    error, sent = _normal(draw, outputs), {s: _normal(draw, activities[s]) for s in model.sites}
+    error = jax.tree.map(lambda like: _normal(draw, like), outputs)
+    sent = {s: _normal(draw, activities[s]) for s in model.sites}
     moves = jax.tree.map(lambda leaf: _normal(draw, leaf), params)
     still = jax.tree.map(np.zeros_like, moves)
 
     def only(source):
         keep = {site: delta * (site == source) for site, delta in sent.items()}
-        return gradients(params, still, (error * (source is None), keep))
+        mine = jax.tree.map(lambda e: e * (source is None), error)
+        return gradients(params, still, (mine, keep))
 
     reached = [_nonzero(only(source)) for source in (*model.sites, None)]  # None: the outputs
     before = gradients(params, still, (error, sent))
@@ -157,7 +165,13 @@ class LocalityReport(NamedTuple):
 
 
 def check_locality(
-    model: Model, rule: LocalLosses, params: Params, batch: Batch, loss_fn: LossFn
+    model: Model,
+    rule: LocalLosses,
+    params: Params,
+    batch: Batch,
+    loss_fn: LossFn,
+    *,
+    model_state: Any = (),
 ) -> LocalityReport:
     """Whether a unit moves only those local losses whose slopes a forward gradient tells it.
 
@@ -169,11 +183,13 @@ def check_locality(
         rule: the local losses; if not `greedy`, nothing is told apart and there is nothing to find.
         params: the parameters with heads, as `rule.init` returns them.
         batch: two examples or more.
-        loss_fn: one loss an example.
+        loss_fn: the loss.
+        model_state: the model's other variables, if it has any.
     """
     if not rule.greedy:  # every unit is told the sum of all slopes
         return LocalityReport(())
-    objective = rule.objective(loss_fn, model, batch)
+    model = model.bind(model_state, key=jax.random.key(0))
+    objective = rule.objective(loss_fn, model)
     augmented = objective.with_heads(model, params)
     shapes = sites.activity_shapes(model, params, batch.inputs)
     zeros = {site: np.zeros(a.shape, a.dtype) for site, a in shapes.items()}
@@ -184,7 +200,7 @@ def check_locality(
         return objective(augmented, params, batch, orders, replicated=True)
 
     plain = jax.eval_shape(losses, zeros)
-    num_batch = plain.outputs.ndim - 1
+    num_batch = plain.example_axes
     slopes_along = jax.jit(lambda u: jax.jvp(lambda p: losses(p).terms, (zeros,), (u,))[1])
     leaks = []
     for site, (term, *_) in objective.site_reach(augmented).items():
@@ -251,16 +267,25 @@ def cost_report(
     params: Params,
     batch: Batch,
     loss_fn: LossFn = losses.softmax_cross_entropy,
+    model_state: Any = (),
 ) -> CostReport:
     """FLOPs, temporary memory and collectives of each rule's gradient estimate, with BP's first.
 
     Nothing runs: the programs are traced and compiled for the mesh, the batch split over its `data`
-    axis and each layer's width over `model`. `params` and `batch` may be abstract.
+    axis and each layer's width over `model`. `params`, `batch` and `model_state` may be abstract.
     """
     with_bp = {"backprop": Backprop(), **rules}
     return CostReport(
         {
-            name: estimate_cost(model, rule, mesh, params=params, batch=batch, loss_fn=loss_fn)
+            name: estimate_cost(
+                model,
+                rule,
+                mesh,
+                params=params,
+                batch=batch,
+                loss_fn=loss_fn,
+                model_state=model_state,
+            )
             for name, rule in with_bp.items()
         }
     )
@@ -274,16 +299,22 @@ def estimate_cost(
     params: Params,
     batch: Batch,
     loss_fn: LossFn = losses.softmax_cross_entropy,
+    model_state: Any = (),
 ) -> Cost:
     """The cost of one rule's gradient estimate on a mesh."""
     key = jax.eval_shape(lambda: jax.random.key(0))
     params, rule_state = jax.eval_shape(
-        lambda key, params, batch: rule.init(key, model, params, batch), key, params, batch
+        lambda key, params, state, batch: rule.init(key, model.bind(state), params, batch),
+        key,
+        params,
+        model_state,
+        batch,
     )
 
-    def estimate(key, params, rule_state, batch):
+    def estimate(key, params, rule_state, model_state, batch):
         with sharding.known(mesh):
-            found = rule.estimate(key, model, loss_fn, params, rule_state, batch)
+            given = (params, rule_state, model_state, batch, key)
+            found = estimate_gradients(rule, model, loss_fn, *given)
         return found.loss, found.grads, found.rule_state
 
     over_batch = jax.tree.map(lambda _: sharding.over_batch(mesh), batch)
@@ -291,6 +322,7 @@ def estimate_cost(
         sharding.placed(key, sharding.replicated(mesh)),
         sharding.placed(params, sharding.state_shardings(mesh, params)),
         sharding.placed(rule_state, sharding.state_shardings(mesh, rule_state)),
+        sharding.placed(model_state, sharding.state_shardings(mesh, model_state)),
         sharding.placed(batch, over_batch),
     )
     compiled = jax.jit(estimate).lower(*arguments).compile()

@@ -1,6 +1,7 @@
 """Accuracy, gradient alignment per site, and norms."""
 
 import math
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -8,11 +9,16 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from dfa_jax import tree
+from dfa_jax.autodiff import loss as losses
 from dfa_jax.autodiff import sites
-from dfa_jax.models.base import Model, from_linen
+from dfa_jax.models.base import Model
 from dfa_jax.rules import Backprop, LearningRule
 from dfa_jax.rules.base import kernels
-from dfa_jax.types import Batch, LossFn, Params, PRNGKey, RuleState
+from dfa_jax.rules.functional import estimate
+from dfa_jax.types import Batch, Loss, LossFn, Params, PRNGKey, RuleState
+
+MetricFn = Callable[[Any, Any], Any]
+"""`metric(outputs, targets)`: numbers whose mean is reported, or a `Loss`, for a weighted one."""
 
 
 def correct(
@@ -20,6 +26,39 @@ def correct(
 ) -> Bool[Array, "*batch"]:
     """Whether the largest logit is the label's."""
     return logits.argmax(-1) == labels
+
+
+def accuracy(
+    outputs: Float[Array, "*batch classes"], targets: Int[Array, "*batch"]
+) -> Float[Array, "*batch"]:
+    """1 where the largest logit is the label's, else 0."""
+    return correct(outputs, targets).astype(jnp.float32)
+
+
+def measured(
+    metric_fns: Mapping[str, MetricFn] | None, outputs: Any, targets: Any
+) -> dict[str, tuple[Float[Array, ""], Float[Array, ""]]]:
+    """Mean and total weight of each metric on a batch, by name.
+
+    Without any, `accuracy` where the targets are one label for each row of the outputs.
+    """
+    if metric_fns is None:
+        metric_fns = {"accuracy": accuracy} if are_labels(targets, outputs) else {}
+    found = {}
+    for name, fn in metric_fns.items():
+        value = fn(outputs, targets)
+        if not isinstance(value, Loss):
+            value = Loss(jnp.asarray(value, jnp.float32))
+        value = losses.as_loss(value)
+        found[name] = (losses.mean(value), losses.total_weight(value))
+    return found
+
+
+def are_labels(targets: Any, outputs: Any) -> bool:
+    """Whether the targets are one label for each row of the outputs."""
+    if not (hasattr(targets, "dtype") and hasattr(outputs, "dtype")):
+        return False
+    return jnp.issubdtype(targets.dtype, jnp.integer) and targets.shape == outputs.shape[:-1]
 
 
 def bits_per_byte(loss: float, bytes_per_token: float) -> float:
@@ -97,6 +136,7 @@ def site_metrics(
     loss_fn: LossFn,
     params: Params,
     rule_state: RuleState,
+    model_state: Any,
     batch: Batch,
 ) -> dict[str, Array]:
     """What a rule does at each site of a model on one batch, by name.
@@ -108,10 +148,16 @@ def site_metrics(
     `<site>[0]`, `<site>[1]`, ... A rule that sends no errors (weight-perturbed forward gradients)
     has the norms of activities and weights alone.
     """
-    errors = rule.errors(key, model, loss_fn, params, rule_state, batch)
-    reference = Backprop().errors(key, model, loss_fn, params, (), batch) if errors else {}
-    outputs, activities = sites.activities(model, params, batch.inputs)
-    num_batch = outputs.ndim - 1
+
+    def errors_of(rule, rule_state):
+        given = (params, rule_state, model_state, batch, key)
+        return estimate(rule, model, loss_fn, *given).errors
+
+    errors = errors_of(rule, rule_state)
+    reference = errors_of(Backprop(), ()) if errors else {}
+    bound = model.bind(model_state, key=jax.random.split(key)[0])
+    _, activities = sites.activities(bound, params, batch.inputs)
+    num_batch = model.batch_axes
     found: dict[str, Array] = {}
     for site, place in model.where.items():
         axes = {"num_stack": len(place.stack), "num_batch": num_batch}
@@ -138,6 +184,7 @@ def alignment_metrics(
     loss_fn: LossFn,
     params: Params,
     rule_state: RuleState,
+    model_state: Any,
     batch: Batch,
 ) -> dict[str, Array]:
     """Alignment by layer and overall, as *Align, then memorise* measures it.
@@ -150,11 +197,16 @@ def alignment_metrics(
 
     Source: Refinetti et al. (2021), arXiv 2011.12428, and the code published with it.
     """
-    at = from_linen(model.module, list(model.linear_maps)[:-1], batch.inputs)
-    errors = rule.errors(key, model, loss_fn, params, rule_state, batch, at)
+    at = model.at(list(model.linear_maps)[:-1])
+
+    def errors_of(rule, rule_state):
+        given = (params, rule_state, model_state, batch, key)
+        return estimate(rule, model, loss_fn, *given, at=at).errors
+
+    errors = errors_of(rule, rule_state)
     found = {}
     if errors:
-        reference = Backprop().errors(key, model, loss_fn, params, (), batch, at)
+        reference = errors_of(Backprop(), ())
         found = {
             f"preactivation_alignment/{name}": error_alignment(errors[name], reference[name]).mean
             for name in at.sites

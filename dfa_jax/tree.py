@@ -49,6 +49,27 @@ def put(tree: Mapping[str, Any], path: Path, value: Any) -> Any:
     return {**tree, head: put(tree.get(head, {}), tuple(rest), value) if rest else value}
 
 
+def leaf_names(tree: Any) -> list[str]:
+    """The leaves' names, in their order: keys, indices and attributes with `/` between them.
+
+    >>> leaf_names({"heads": (1, 2), "loss": 3})
+    ['heads/0', 'heads/1', 'loss']
+    """
+    paths = [path for path, _ in jax.tree.leaves_with_path(tree)]
+    return [jax.tree_util.keystr(path, simple=True, separator="/") for path in paths]
+
+
+def with_leaves(tree: Any, leaves: Mapping[str, Any]) -> Any:
+    """The tree with these leaves, by name, in place of its own.
+
+    >>> with_leaves({"a": 1, "b": (2, 3)}, {"b/0": 5})
+    {'a': 1, 'b': (5, 3)}
+    """
+    own, structure = jax.tree.flatten(tree)
+    named = zip(leaf_names(tree), own, strict=True)
+    return jax.tree.unflatten(structure, [leaves.get(name, leaf) for name, leaf in named])
+
+
 def cosine(left: Any, right: Any) -> Float[Array, ""]:
     """Cosine of the angle between two trees as vectors; NaN where either is zero.
 

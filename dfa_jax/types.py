@@ -20,12 +20,35 @@ Metrics = dict[str, Float[Array, ""]]
 SiteArrays = dict[str, Any]
 """One array per credit site, by the site's name, in forward order."""
 
-LossFn = Callable[[Any, Any], Array]
-"""`loss_fn(outputs, targets)`: one loss per example, `[*batch]`; the objective is their mean."""
+
+class Loss(NamedTuple):
+    r"""What a batch costs: the weighted mean of the values, and what is added to it.
+
+        L = sum(weights * values) / sum(weights) + extra
+
+    Attributes:
+        values: one number, or an array `[examples, ...]` of any rank; what is told apart along the
+            axis of the examples costs a forward gradient less variance.
+        weights: like `values`, or of fewer axes behind (`[examples]` for `[examples, time]`), or
+            broadcast; at least 0, where 0 leaves out. None: all alike. No derivative is taken.
+        extra: a number that belongs to no example, such as an auxiliary loss that the model
+            returns.
+    """
+
+    values: Array
+    weights: Array | None = None
+    extra: Array | None = None
+
+
+LossFn = Callable[[Any, Any], Any]
+"""`loss_fn(outputs, targets)`: a `Loss`, or its values alone, whose mean is the objective."""
 
 
 class Batch(NamedTuple):
-    """A minibatch: `inputs` for the model, `targets` for the loss, both with leading batch axes."""
+    """A minibatch: `inputs` for the model, `targets` for the loss; arrays, or trees of arrays.
+
+    Every array has the examples' axis in front.
+    """
 
     inputs: Any
     targets: Any

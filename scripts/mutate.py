@@ -41,9 +41,9 @@ SABOTAGES = {
         "tests/autodiff/test_feedback.py -k einsum",
     ),
     "flip the sign of e": Sabotage(
-        "autodiff/sites.py",
-        "sent = like_activities(send(error, activities), activities)\n        (grads,)",
-        "sent = like_activities(send(-error, activities), activities)\n        (grads,)",
+        "autodiff/site_gradients.py",
+        "send(model.read_error(error), activities",
+        "send(-model.read_error(error), activities",
         "tests/rules/test_direct_feedback_alignment.py -k single_precision",
     ),
     "drop the activation's derivative": Sabotage(
@@ -55,15 +55,15 @@ SABOTAGES = {
     ),
     "do not cut": Sabotage(
         "autodiff/sites.py",
-        "leaves[floats[0]] = jax.lax.stop_gradient(h)",
-        "leaves[floats[0]] = h",
+        "leaves[found[0]] = jax.lax.stop_gradient(h)",
+        "leaves[found[0]] = h",
         "tests/autodiff/test_absence.py -k crosses_a_cut",
     ),
     "decay B": Sabotage(
         "rules/base.py",
-        "return GradEstimate(found.loss, found.outputs, found.grads, rule_state)",
-        "return GradEstimate(found.loss, found.outputs, found.grads,"
-        " jax.tree.map(lambda B: 0.9999 * B, rule_state))",
+        "batch, send, **how)\n        return found._replace(rule_state=rule_state)",
+        "batch, send, **how)\n        return found._replace("
+        "rule_state=jax.tree.map(lambda B: 0.9999 * B, rule_state))",
         "tests/conformance/test_training.py -k survives_training",
     ),
     "redraw B on resume": Sabotage(
@@ -75,9 +75,9 @@ SABOTAGES = {
         "tests/train/test_interrupt.py::test_a_stop_between_evaluations_loses_nothing[3]",
     ),
     "sum the loss": Sabotage(
-        "autodiff/sites.py",
-        "        return jnp.mean(loss_fn(outputs, batch.targets))\n\n    cuts",
-        "        return jnp.sum(loss_fn(outputs, batch.targets))\n\n    cuts",
+        "autodiff/site_gradients.py",
+        "return loss.mean(found), (",
+        "return found.values.sum(), (",
         "tests/autodiff/test_sites.py -k true_errors",
     ),
     "the same B at every site": Sabotage(
@@ -118,12 +118,12 @@ SABOTAGES = {
     ),
     "threshold the mean error": Sabotage(
         "rules/direct_feedback_alignment.py",
-        "jnp.abs(error) * num_examples >",
-        "jnp.abs(error) >",
+        "jnp.abs(error) > self.ternary_threshold * shares",
+        "jnp.abs(error) > self.ternary_threshold",
         "tests/rules/test_direct_feedback_alignment.py -k does_not_depend",
     ),
     "no gradient of the head under last_hidden": Sabotage(
-        "autodiff/sites.py",
+        "autodiff/site_gradients.py",
         "tree.add(head_grads, body_grads)",
         "body_grads",
         "tests/autodiff/test_sites.py -k true_errors",
@@ -184,8 +184,8 @@ SABOTAGES = {
     ),
     "a block hears of its loss twice": Sabotage(
         "rules/local_losses.py",
-        "block: jax.lax.stop_gradient(found[block]) if block in cut else found[block]",
-        "block: found[block]",
+        "block: jax.lax.stop_gradient(activities[block]) if block in cut else activities[block]",
+        "block: activities[block]",
         '"tests/rules/test_forward_gradients.py::test_the_mean_of_many_draws_is_the_true_gradient'
         '[local, activities]" -m "not nightly"',
     ),
@@ -500,14 +500,14 @@ SABOTAGES = {
     ),
     "add parts up": Sabotage(
         "train/step.py",
-        "return rule_state, jax.tree.map(lambda a: a / num_parts, total)",
-        "return rule_state, total",
+        "(a / jnp.where(w == 0, 1, w)).astype(a.dtype), value)",
+        "a, value)",
         "tests/train/test_step.py -k in_parts_is",
     ),
     "one noise for all parts": Sabotage(
         "train/step.py",
-        "estimate(jax.random.fold_in(key, part[0]), rule_state, part[1])",
-        "estimate(key, rule_state, part[1])",
+        "estimate(jax.random.fold_in(key, part[0]), carry, part[1])",
+        "estimate(key, carry, part[1])",
         "tests/train/test_step.py -k parts_draw",
     ),
     "another mesh is another run": Sabotage(
@@ -735,8 +735,8 @@ SABOTAGES = {
     ),
     "add parts up in a plain loop": Sabotage(
         "train/step.py",
-        "jax.lax.scan(loop_body(add), begin,",
-        "jax.lax.scan(add, begin,",
+        "jax.lax.scan(loop_body(add), (carry",
+        "jax.lax.scan(add, (carry",
         "tests/autodiff/test_loops.py -k in_order",
     ),
     "probe in a plain loop": Sabotage(

@@ -10,9 +10,10 @@ from dfa_jax.types import Batch
 x = jax.random.normal(jax.random.key(0), (8, 5))
 batch = Batch(x, jax.numpy.arange(8) % 3)
 model = from_linen(MLP((6,), 3), "layer_0", x)
-parts = {"model": model, "rule": RULES["direct_feedback_alignment"](), "tx": optax.sgd(0.1)}
+rule = RULES["direct_feedback_alignment"]()
+parts = {"model": model, "rule": rule, "loss_fn": softmax_cross_entropy, "tx": optax.sgd(0.1)}
 state = jax.jit(lambda key: init_state(key, batch, **parts))(jax.random.key(0))
-step = jax.jit(lambda state: train_step(state, batch, loss_fn=softmax_cross_entropy, **parts))
+step = jax.jit(lambda state: train_step(state, batch, **parts))
 state, metrics = step(state)
 assert metrics["loss"] > 0
 """,

@@ -13,7 +13,7 @@ import pytest
 
 from dfa_jax import autodiff, losses
 from dfa_jax.models import MLP, ConvNet, Model, Transformer, from_linen
-from dfa_jax.rules import GradEstimate, LearningRule
+from dfa_jax.rules import GradEstimate, LearningRule, functional
 from dfa_jax.types import Batch
 
 LOSS = losses.softmax_cross_entropy
@@ -109,7 +109,9 @@ def _with(tree: Any, other: dict[str, Any]) -> Any:
 def estimator(rule: LearningRule, case: Set, loss: Any = LOSS) -> Callable[..., GradEstimate]:
     """`(params, state, seed) -> estimate`, compiled once."""
     run = jax.jit(
-        lambda key, params, state, batch: rule.estimate(key, case.model, loss, params, state, batch)
+        lambda key, params, state, batch: functional.estimate(
+            rule, case.model, loss, params, state, (), batch, key
+        )
     )
     return lambda params, state, seed=3: run(jax.random.key(seed), params, state, case.batch)
 

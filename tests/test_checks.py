@@ -10,7 +10,7 @@ import pytest
 from dfa_jax import checks
 from dfa_jax.autodiff import sites
 from dfa_jax.models import MLP, LocalMixer, from_linen
-from dfa_jax.rules import Backprop, DirectFeedbackAlignment, LocalLosses, Shallow
+from dfa_jax.rules import Backprop, DirectFeedbackAlignment, LocalLosses, Shallow, functional
 from dfa_jax.types import Batch
 from tests import helpers
 from tests.train import small
@@ -192,7 +192,7 @@ def estimate_flops(rule, model, params, batch):
 
     def run(key, params, batch):
         params, state = rule.init(key, model, params, batch)
-        found = rule.estimate(key, model, helpers.LOSS, params, state, batch)
+        found = functional.estimate(rule, model, helpers.LOSS, params, state, (), batch, key)
         return found.loss, found.grads
 
     program = jax.make_jaxpr(run)(jax.eval_shape(lambda: jax.random.key(0)), params, batch)

@@ -21,6 +21,7 @@ from dfa_jax.rules import (
     FeedbackAlignment,
     Shallow,
     WeightForwardGradient,
+    functional,
 )
 from tests import helpers, reference
 
@@ -124,7 +125,7 @@ def measure(rule, case):
     @jax.jit
     def run(params, state, batch):
         key = jax.random.key(0)
-        return metrics.site_metrics(key, case.model, rule, helpers.LOSS, params, state, batch)
+        return metrics.site_metrics(key, case.model, rule, helpers.LOSS, params, state, (), batch)
 
     return params, state, {name: float(v) for name, v in run(params, state, case.batch).items()}
 
@@ -196,7 +197,7 @@ def test_alignment_before_the_activation_and_overall(case, options):
     params, feedback = helpers.started(rule, case)
     found = jax.jit(
         lambda params, batch: metrics.alignment_metrics(
-            jax.random.key(0), case.model, rule, helpers.LOSS, params, feedback, batch
+            jax.random.key(0), case.model, rule, helpers.LOSS, params, feedback, (), batch
         )
     )(params, case.batch)
     x, labels = np.asarray(case.batch.inputs), np.asarray(case.batch.targets)
@@ -245,7 +246,7 @@ def test_measuring_changes_nothing():
     def run(params, batch):
         key = jax.random.key(0)
         return metrics.site_metrics(
-            key, case.model, Backprop(), losses.softmax_cross_entropy, params, (), batch
+            key, case.model, Backprop(), losses.softmax_cross_entropy, params, (), (), batch
         )
 
     found = jax.eval_shape(run, case.params, case.batch)
@@ -274,8 +275,11 @@ def test_a_rule_that_sends_no_errors_asks_for_none():
         helpers.LOSS,
         case.params,
         (),
+        (),
         case.batch,
     )
     assert {name.split("/")[0] for name in found} == {"activity_norm", "weight_norm"}
     with pytest.raises(ValueError, match="[Rr]everse-mode"):
-        Backprop().errors(jax.random.key(0), case.model, helpers.LOSS, case.params, (), case.batch)
+        functional.estimate(
+            Backprop(), case.model, helpers.LOSS, case.params, (), (), case.batch, jax.random.key(0)
+        )

@@ -53,6 +53,7 @@ from dfa_jax.rules import (
     LearningRule,
     LocalLosses,
     WeightForwardGradient,
+    functional,
 )
 from dfa_jax.types import Batch
 
@@ -196,7 +197,7 @@ def moments_of(
 
     def gradient(rule, key, params, batch):
         loss_fn = softmax_cross_entropy
-        grads = rule.estimate(key, model, loss_fn, params, (), batch).grads
+        grads = functional.estimate(rule, model, loss_fn, params, (), (), batch, key).grads
         return trunk(grads)
 
     def moments(key, params, batch):
@@ -232,9 +233,9 @@ def inner(left: Any, right: Any) -> jax.Array:
 def predicted(model: Model, rule: Any, params: Any, batch: Batch) -> jax.Array:
     """The alignment of a rule with backpropagation, in closed form."""
     g = trunk(
-        Backprop()
-        .estimate(jax.random.key(0), model, softmax_cross_entropy, params, (), batch)
-        .grads
+        functional.estimate(
+            Backprop(), model, softmax_cross_entropy, params, (), (), batch, jax.random.key(0)
+        ).grads
     )
     K = rule.num_draws
     if isinstance(rule, WeightForwardGradient):
@@ -262,7 +263,9 @@ def activity_noise(
     distributed as Beta(K/2, (n-K)/2), a + b = K (K + 2) / (n (n + 2)).
     """
     N = len(batch.targets)
-    errors = Backprop().errors(jax.random.key(0), model, softmax_cross_entropy, params, (), batch)
+    errors = functional.estimate(
+        Backprop(), model, softmax_cross_entropy, params, (), (), batch, jax.random.key(0)
+    ).errors
     _, activities = sites.activities(model, params, batch.inputs)
     n, K = sum(d.shape[-1] for d in errors.values()), rule.num_draws
     if rule.combination == "projection":

@@ -35,7 +35,7 @@ from dfa_jax.report.finding import Finding
 from dfa_jax.report.panel import Axes, Figure
 from dfa_jax.report.study import Results, Study
 from dfa_jax.report.style import Theme
-from dfa_jax.rules import ActivityForwardGradient, Backprop, LearningRule, LocalLosses
+from dfa_jax.rules import ActivityForwardGradient, Backprop, LearningRule, LocalLosses, functional
 from dfa_jax.types import Batch
 
 IMAGES, CLASSES = (32, 32, 3), 10
@@ -72,7 +72,9 @@ class Gradients:
 
             def gradient(params, state, batch, rule=rule):
                 loss_fn = softmax_cross_entropy
-                found = rule.estimate(jax.random.key(1), model, loss_fn, params, state, batch)
+                found = functional.estimate(
+                    rule, model, loss_fn, params, state, (), batch, jax.random.key(1)
+                )
                 return found.grads
 
             found[name] = Program(gradient, (params, state, batch))

@@ -26,7 +26,7 @@ from dfa_jax.report.finding import Finding
 from dfa_jax.report.panel import Figure
 from dfa_jax.report.study import Results, Study
 from dfa_jax.report.style import Theme
-from dfa_jax.rules import ActivityForwardGradient, LearningRule, WeightForwardGradient
+from dfa_jax.rules import ActivityForwardGradient, LearningRule, WeightForwardGradient, functional
 from dfa_jax.types import Batch
 
 MEAN_INPUT, MEAN_ERROR = 0.7, 0.5
@@ -77,7 +77,9 @@ class Variance:
             x_key, e_key, rule_key = jax.random.split(key, 3)
             x = MEAN_INPUT + jax.random.normal(x_key, (N, p))
             errors = MEAN_ERROR + jax.random.normal(e_key, (N, q))
-            found = self.rule.estimate(rule_key, model, linear_loss, params, (), Batch(x, errors))
+            found = functional.estimate(
+                self.rule, model, linear_loss, params, (), (), Batch(x, errors), rule_key
+            )
             return found.grads["site"]["kernel"]
 
         keys = jax.random.split(jax.random.key(0), self.num_batches)

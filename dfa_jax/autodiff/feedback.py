@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from dfa_jax.models.base import LINEAR_MAPS
+from dfa_jax.models.survey import LINEAR_MAPS
 from dfa_jax.types import SiteArrays
 
 

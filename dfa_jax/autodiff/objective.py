@@ -5,20 +5,23 @@ Backpropagation and its kin descend the total; a forward gradient listens to the
 
 import abc
 import dataclasses
-import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from dfa_jax.autodiff import loss as losses
 from dfa_jax.autodiff import sites
 from dfa_jax.models.base import Model
 from dfa_jax.tree import Path
-from dfa_jax.types import Batch, LossFn, Params, PRNGKey, SiteArrays
+from dfa_jax.types import Batch, LossFn, Params, RuleState, SiteArrays
 
 OUTPUTS = "outputs"
-"""The term of the model's outputs."""
+"""The term of the model's outputs, example by example."""
+
+SHARED = "shared"
+"""The term that belongs to no example: what the loss adds, and the losses that the model sows."""
 
 HEADS = "local_heads"
 """Where the heads of local losses are among the parameters."""
@@ -28,32 +31,34 @@ class Losses(NamedTuple):
     """One forward pass.
 
     Attributes:
-        outputs: the model's, `[*batch, features]`.
+        outputs: the model's, whatever they are.
         activities: of the sites that had orders, by site.
-        terms: losses by name, `[*stack, *batch, *places]`: `outputs` is that of the outputs,
-            `[*batch]`; a local one has the layer axes of its block in front, and behind, where it
-            is replicated, one axis each over the patches and groups whose losses are told apart.
+        mean: the loss of the outputs, with what belongs to no example.
+        terms: what is added up to the total, by name, `[*stack, *examples, *places]`: `outputs` is
+            what each example's outputs add, `[*examples]`; a local one has the layer axes of its
+            block in front, and behind, where it is replicated, one axis each over the patches and
+            groups whose losses are told apart; `shared`, if there is one, is a scalar.
+        state: the model's state after the pass.
+        weight: sum of the weights of the loss.
     """
 
     outputs: Any
     activities: SiteArrays
+    mean: Float[Array, ""]
     terms: dict[str, Array]
-
-    @property
-    def num_examples(self) -> int:
-        """Over all batch axes."""
-        return math.prod(self.outputs.shape[:-1])
-
-    @property
-    def mean(self) -> Float[Array, ""]:
-        """Mean loss of the outputs."""
-        return self.terms[OUTPUTS].mean()
+    state: Any
+    weight: Float[Array, ""]
 
     @property
     def total(self) -> Float[Array, ""]:
-        """Sum over terms, layers and places of the mean over examples."""
-        sums = [jnp.sum(term) for term in self.terms.values()]
-        return jnp.stack(sums).sum() / self.num_examples
+        """Sum over terms, layers, examples and places."""
+        local = [jnp.sum(self.terms[name]) for name in self.terms if name not in (OUTPUTS, SHARED)]
+        return jnp.stack([self.mean, *local]).sum() if local else self.mean
+
+    @property
+    def example_axes(self) -> int:
+        """Axes of the examples that are told apart, in every term but the shared one."""
+        return self.terms[OUTPUTS].ndim
 
 
 class Reach(NamedTuple):
@@ -71,6 +76,17 @@ class Reach(NamedTuple):
     num_stack: int = 0
     is_own: bool = False
     group_shape: tuple[int, int] | None = None
+
+
+WHOLE = (Reach(OUTPUTS), Reach(SHARED))
+"""The terms of the model itself."""
+
+
+def present(reach: dict[Any, tuple[Reach, ...]], terms: Any) -> dict[Any, tuple[Reach, ...]]:
+    """The same, of terms that there are."""
+    return {
+        place: tuple(term for term in moved if term.term in terms) for place, moved in reach.items()
+    }
 
 
 def components(
@@ -92,7 +108,7 @@ class Objective(abc.ABC):
     """Losses of a model on a batch, as a function of its parameters.
 
     Attributes:
-        loss_fn: one loss per example, of the outputs and of whatever is read like them.
+        loss_fn: of the outputs and of whatever is read like them.
     """
 
     loss_fn: LossFn
@@ -105,10 +121,9 @@ class Objective(abc.ABC):
         batch: Batch,
         orders: sites.Orders,
         *,
-        key: PRNGKey | None = None,
         replicated: bool = False,
     ) -> Losses:
-        """One forward pass with orders carried out at the sites.
+        """One forward pass of a bound model with orders carried out at the sites.
 
         With `replicated`, local terms are one loss a patch and a group, of equal value and with a
         derivative of their own each; the sum of those is the derivative of the plain term.
@@ -116,43 +131,72 @@ class Objective(abc.ABC):
 
     @abc.abstractmethod
     def site_reach(self, model: Model) -> dict[str, tuple[Reach, ...]]:
-        """The terms that each site can move."""
+        """The terms that each site can move, of those that there are."""
 
     @abc.abstractmethod
     def parameter_reach(self, model: Model, paths: list[Path]) -> dict[Path, tuple[Reach, ...]]:
-        """The terms that each parameter below the readout can move, by its path."""
+        """The terms that each parameter below the readout can move, by its path, likewise."""
+
+    def of_pass(self, model: Model, passed: sites.Passed, targets: Any) -> Losses:
+        """The terms of the model itself after a pass: of its outputs, and what it has sown."""
+        loss = losses.as_loss(self.loss_fn(passed.outputs, targets))
+        axes = losses.example_axes(model, self.loss_fn, passed.outputs, targets)
+        terms = {OUTPUTS: losses.contributions(loss, axes)}
+        shared = [jnp.asarray(term) for term in (loss.extra, passed.sown) if term is not None]
+        if shared:
+            terms[SHARED] = jnp.stack(shared).sum()
+        mean = losses.mean(loss) if passed.sown is None else losses.mean(loss) + passed.sown
+        weight = losses.total_weight(loss)
+        return Losses(passed.outputs, passed.activities, mean, terms, passed.state, weight)
 
 
 class GlobalLoss(Objective):
     """The loss of the outputs alone."""
 
-    def __call__(self, model, params, batch, orders, *, key=None, replicated=False) -> Losses:
+    def __call__(self, model, params, batch, orders, *, replicated=False) -> Losses:
         """Outputs, and their loss."""
         del replicated  # there are no local terms
-        outputs, activities = sites.apply_with_orders(model, params, batch.inputs, orders, key=key)
-        return Losses(outputs, activities, {OUTPUTS: self.loss_fn(outputs, batch.targets)})
+        passed = sites.apply_with_orders(model, params, batch.inputs, orders)
+        return self.of_pass(model, passed, batch.targets)
 
     def site_reach(self, model) -> dict[str, tuple[Reach, ...]]:
         """The outputs' loss."""
-        return {site: (Reach(OUTPUTS),) for site in model.sites}
+        return dict.fromkeys(model.sites, WHOLE)
 
     def parameter_reach(self, model, paths) -> dict[Path, tuple[Reach, ...]]:
         """The outputs' loss."""
         del model  # whatever it is
-        return {path: (Reach(OUTPUTS),) for path in paths}
+        return dict.fromkeys(paths, WHOLE)
 
 
-def as_objective(loss: LossFn | Objective) -> Objective:
+def as_objective(loss: Any) -> Any:
     """The objective, or that of a loss of the outputs."""
     return loss if isinstance(loss, Objective) else GlobalLoss(loss)
 
 
-class Gradients(NamedTuple):
-    """Mean loss of the outputs, the outputs, and gradients of the total."""
+class GradEstimate(NamedTuple):
+    """What a rule makes of one batch.
+
+    Attributes:
+        loss: the objective of the outputs, the same under every rule: the loss's mean and what
+            belongs to no example.
+        outputs: the model's, whatever they are.
+        grads: one array per parameter, in the parameters' tree.
+        errors: what arrived at each site, `[*stack, *batch, *features]`; none of a rule that sends
+            no errors.
+        model_state: the model's state after the pass.
+        weight: sum of the loss's weights (without any, the number of its values): what this
+            estimate counts where the parts of a batch are averaged.
+        rule_state: the rule's state for the next step.
+    """
 
     loss: Float[Array, ""]
     outputs: Any
     grads: Params
+    errors: SiteArrays
+    model_state: Any
+    weight: Float[Array, ""]
+    rule_state: RuleState = ()
 
 
 def chain_gradients(
@@ -162,128 +206,23 @@ def chain_gradients(
     batch: Batch,
     feedback: dict[str, Array],
     *,
-    key: PRNGKey | None = None,
-) -> Gradients:
-    """Loss, outputs and gradients by the chain rule, with other matrices in its backward pass.
+    at: Model | None = None,
+) -> GradEstimate:
+    """Gradients by the chain rule, with other matrices in its backward pass.
 
     `feedback` has a kernel for each linear map that is to have another one; with none this is
-    backpropagation.
+    backpropagation. The errors are the chain's `dL/dh_l` at every site, or at the sites of `at`,
+    the same module with others.
     """
+    places = at or model
 
-    def total(params):
-        orders = sites.feedback_orders(model, feedback)
-        found = as_objective(loss)(model, params, batch, orders, key=key)
+    def total(params, perturbations):
+        orders = sites.merge_orders(
+            sites.feedback_orders(model, feedback), sites.at_sites(places, "perturb", perturbations)
+        )
+        found = as_objective(loss)(model, params, batch, orders)
         return found.total, found
 
-    grads, found = jax.grad(total, has_aux=True)(params)
-    return Gradients(found.mean, found.outputs, grads)
-
-
-def cut_gradients(
-    model: Model, loss_fn: LossFn, params: Params, batch: Batch, *, key: PRNGKey | None = None
-) -> Gradients:
-    """Loss, outputs and gradients of the graph that is cut at every site, where nothing is sent.
-
-    Like `sites.site_gradients` with errors of zero, but without a product of zeros: parameters from
-    which every path to the loss leads through a site have a gradient of zero, and no work is done
-    for it.
-
-    Raises:
-        SiteError: no parameter is left to learn.
-    """
-
-    def mean(params):
-        orders = sites.cut_orders(model)
-        found = sites.apply_with_orders(model, params, batch.inputs, orders, key=key)
-        outputs, _ = sites.refuse_output_site(model, *found)
-        return jnp.mean(loss_fn(outputs, batch.targets)), outputs
-
-    (loss, outputs), grads = jax.value_and_grad(mean, has_aux=True)(params)
-    return Gradients(loss, outputs, grads)
-
-
-def chain_errors(
-    model: Model,
-    loss: LossFn | Objective,
-    params: Params,
-    batch: Batch,
-    feedback: dict[str, Array],
-    *,
-    at: Model | None = None,
-    key: PRNGKey | None = None,
-) -> SiteArrays:
-    """The chain's error `dL/dh_l` at every site, `[*stack, *batch, *features]`.
-
-    With `feedback` it is the chain that these matrices make; with none, backpropagation's. With
-    `at`, the same module with other sites, it is the error at those.
-    """
-    at = at or model
-
-    def total(perturbations):
-        orders = sites.merge_orders(
-            sites.feedback_orders(model, feedback), sites.at_sites(at, "perturb", perturbations)
-        )
-        return as_objective(loss)(model, params, batch, orders, key=key).total
-
-    return jax.grad(total)(sites.zero_activities(at, params, batch.inputs))
-
-
-def deliver(
-    model: Model,
-    loss: LossFn | Objective,
-    params: Params,
-    batch: Batch,
-    sent: SiteArrays,
-    *,
-    key: PRNGKey | None = None,
-) -> Gradients:
-    r"""Gradients from errors that are known beforehand, by local VJPs.
-
-        grad theta = dT/dtheta + sum_l (dh_l/dtheta)^T delta_l
-
-    where every Jacobian stops at the sites below, so that the total `T` reaches only what lies
-    above the last site on the way to each of its terms.
-    """
-
-    def forward_cut(params):
-        found = as_objective(loss)(model, params, batch, sites.cut_orders(model), key=key)
-        activities = {site: found.activities[site] for site in model.sites}
-        return (found.total, activities), found
-
-    (total, activities), pull, found = jax.vjp(forward_cut, params, has_aux=True)
-    (grads,) = pull((jnp.ones_like(total), sites.like_activities(sent, activities)))
-    return Gradients(found.mean, found.outputs, grads)
-
-
-def errors_elsewhere(
-    model: Model,
-    at: Model,
-    loss: LossFn | Objective,
-    params: Params,
-    batch: Batch,
-    sent: SiteArrays,
-    *,
-    key: PRNGKey | None = None,
-) -> SiteArrays:
-    """What local VJPs make, at other places, of the errors that were sent to the sites.
-
-    Args:
-        model: whose sites the errors were sent to.
-        at: the same module with the places as its sites, for instance its linear maps, whose
-            outputs are the pre-activations.
-        sent: the errors by site of `model`.
-    """
-    zeros = sites.zero_activities(at, params, batch.inputs)
-    elsewhere = {s: a for s, a in zeros.items() if at.where[s] not in model.places}
-
-    def forward_cut(perturbations):
-        orders = sites.merge_orders(
-            sites.cut_orders(model), sites.at_sites(at, "perturb", perturbations)
-        )
-        found = as_objective(loss)(model, params, batch, orders, key=key)
-        return found.total, {site: found.activities[site] for site in model.sites}
-
-    (total, activities), pull = jax.vjp(forward_cut, elsewhere)
-    (found,) = pull((jnp.ones_like(total), sites.like_activities(sent, activities)))
-    names = {place: site for site, place in model.where.items()}
-    return found | {s: sent[names[at.where[s]]] for s in zeros if s not in elsewhere}
+    zeros = sites.zero_activities(places, params, batch.inputs)
+    (grads, errors), found = jax.grad(total, argnums=(0, 1), has_aux=True)(params, zeros)
+    return GradEstimate(found.mean, found.outputs, grads, errors, found.state, found.weight)

@@ -16,7 +16,10 @@ Aggregator = Literal["fused", "naive"]
 """How replicated losses are computed: from one shared loss, or each for itself (the oracle)."""
 
 PooledLoss = Callable[[Array, Any, Any], Array]
-"""`loss(pooled, head, targets)`: `[*batch, group, channel]` to one loss an example, `[*batch]`."""
+"""`loss(pooled, head, whatever)`: `[*batch, group, channel]` to one loss an example, `[*examples]`.
+
+The axes of the examples are all of the batch's, or the first of them, or none.
+"""
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -24,8 +27,8 @@ def replicated_losses(
     loss: PooledLoss,
     features: Float[Array, "*batch patch group channel"],
     head: Any,
-    targets: Any,
-) -> Float[Array, "*batch patch group"]:
+    whatever: Any,
+) -> Float[Array, "*examples patch group"]:
     r"""The loss of the features' mean over patches, once a patch and group.
 
         l_pg(x) = loss(z_pg),  z_pg = (1/P) x_pg + constants,  so  dl_pg = (1/P) <dloss/dz_g, dx_pg>
@@ -35,36 +38,40 @@ def replicated_losses(
     transposes it for reverse mode.
 
     Args:
-        loss: must be one loss an example, which depends (as far as derivatives go) on that example.
+        loss: of each example; it depends (as far as derivatives go) on that example alone.
         features: `x`; P patches.
         head: parameters of the loss.
-        targets: handed on; no derivative.
+        whatever: handed on; no derivative.
 
     Source: Ren et al. (2023), arXiv 2210.03310, section on the feature aggregator.
     """
-    value = loss(features.mean(-3), head, targets)
-    return jnp.broadcast_to(value[..., None, None], features.shape[:-1])
+    return _spread(loss(features.mean(-3), head, whatever), features)
+
+
+def _spread(value: Array, features: Array) -> Array:
+    """The same value for every patch and group, `[*examples, patch, group]`."""
+    return jnp.broadcast_to(value[..., None, None], (*value.shape, *features.shape[-3:-1]))
 
 
 @replicated_losses.defjvp
 def _replicated_jvp(loss, primals, tangents):
-    features, head, targets = primals
+    features, head, whatever = primals
     features_dot, head_dot, _ = tangents
     pooled = features.mean(-3)
 
     def of_head(head):
-        return loss(pooled, head, targets)
+        return loss(pooled, head, whatever)
 
     value, value_dot = jax.jvp(of_head, (head,), (head_dot,))
-    slope = jax.grad(lambda pooled: loss(pooled, head, targets).sum())(pooled)
+    slope = jax.grad(lambda pooled: loss(pooled, head, whatever).sum())(pooled)
     own = jnp.einsum("...pgc,...gc->...pg", features_dot, slope) / features.shape[-3]
-    spread = functools.partial(jnp.broadcast_to, shape=features.shape[:-1])
-    return spread(value[..., None, None]), own + value_dot[..., None, None]
+    own = own.sum(tuple(range(value.ndim, own.ndim - 2)))  # over positions of one example
+    return _spread(value, features), own + value_dot[..., None, None]
 
 
 def naive_replicated_losses(
-    loss: PooledLoss, features: Array, head: Any, targets: Any
-) -> Float[Array, "*batch patch group"]:
+    loss: PooledLoss, features: Array, head: Any, whatever: Any
+) -> Float[Array, "*examples patch group"]:
     """The same by masks and `stop_gradient`: a copy of all features for every patch and group.
 
     Serves losses too that couple examples, such as a contrastive one without a stopped branch.
@@ -78,7 +85,7 @@ def naive_replicated_losses(
     pooled = jnp.where(own, seen[..., None, :, :], stop(seen)[..., None, :, :])
     for _ in ("patch", "group"):  # from the inside; the new axis goes behind
         loss = jax.vmap(loss, in_axes=(-3, None, None), out_axes=-1)
-    return loss(pooled, head, targets)
+    return loss(pooled, head, whatever)
 
 
 REPLICATED: dict[str, Any] = {"fused": replicated_losses, "naive": naive_replicated_losses}

@@ -20,20 +20,19 @@ A value with any of the first four is recorded as it is before the cut. Several 
 carried out in this sequence.
 """
 
-from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.custom_derivatives import SymbolicZero
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from dfa_jax import tree
-from dfa_jax.autodiff import feedback, layers
+from dfa_jax.autodiff import feedback
 from dfa_jax.errors import SiteError
-from dfa_jax.models.base import Model, Site, dropout_keys, in_raw_transform, raw_transform
-from dfa_jax.types import Batch, LossFn, Params, PRNGKey, SiteArrays
+from dfa_jax.models.base import Model, Site, is_array_of_floats
+from dfa_jax.models.survey import given, in_raw_transform, raw_transform
+from dfa_jax.types import Params, SiteArrays
 
 _ORDERS = "dfa_jax_orders"
 _RECORD = "dfa_jax_record_"
@@ -41,99 +40,26 @@ _RECORD = "dfa_jax_record_"
 Orders = dict[tuple[str, ...], dict[str, Any]]
 """What to do at which submodule: path -> {"output" or "input" -> {order: array}, "feedback": B}."""
 
-ErrorTap = Literal["logits", "last_hidden"]
-"""Where the output error is read: at the model's outputs, or at the last site."""
 
-Backward = Literal["sequential", "layer_parallel"]
-"""Local VJPs of a scanned stack in a loop over its blocks, or all of them at once."""
+class Passed(NamedTuple):
+    """One forward pass.
 
-
-class SiteGradients(NamedTuple):
-    """What one cut forward pass and one round of local VJPs give."""
-
-    loss: Float[Array, ""]
-    outputs: Any
-    errors: SiteArrays
-    grads: Params
-
-
-def site_gradients(
-    model: Model,
-    loss_fn: LossFn,
-    params: Params,
-    batch: Batch,
-    send: Callable[[Array, SiteArrays], SiteArrays],
-    *,
-    key: PRNGKey | None = None,
-    error_tap: ErrorTap = "logits",
-    backward: Backward = "sequential",
-) -> SiteGradients:
-    r"""Gradients of all parameters from one error per site, by local VJPs.
-
-    With `h_l` the activity of site `l`, `e` the error at the tap and `delta = send(e, h)`,
-
-        grad theta = (dy/dtheta)^T dL/dy + sum_l (dh_l/dtheta)^T delta_l,
-
-    where every Jacobian stops at the sites below. The true gradient is the case
-    `delta_l = dL/dh_l`.
-
-    Args:
-        send: maps the error `[*batch, width]` at the tap and the activities `[*batch, *features]`
-            by site (a stacked site has its layer axes in front) to one error per site, like the
-            activity.
-        key: feeds dropout.
-        error_tap: `"logits"` reads `e = dL/dy`; `"last_hidden"` reads `dL/dh` at the last site.
-        backward: in which order the local VJPs of a scanned stack are computed.
-
-    Raises:
-        SiteError: a site was not reached, or its error has another shape than its activity; or
-            there is no stack for a layer-parallel backward pass.
+    Attributes:
+        outputs: what the module returns.
+        activities: of every visited site, by site.
+        state: the model's state after it.
+        sown: the sum of the model's auxiliary losses, or None.
     """
 
-    def objective(outputs):
-        return jnp.mean(loss_fn(outputs, batch.targets))
-
-    cuts = cut_orders(model)
-
-    def forward_cut(params):
-        return refuse_output_site(
-            model, *apply_with_orders(model, params, batch.inputs, cuts, key=key)
-        )
-
-    def vjp(forward, params):
-        found, pull = jax.vjp(forward, params)
-        return found, layers.in_parallel(pull) if backward == "layer_parallel" else pull
-
-    if error_tap == "logits":
-        (outputs, activities), pull = vjp(forward_cut, params)
-        loss, error = jax.value_and_grad(objective)(outputs)
-        sent = like_activities(send(error, activities), activities)
-        (grads,) = pull((error, sent))
-        return SiteGradients(loss, outputs, sent, grads)
-
-    last = _last_hidden(model)
-
-    def forward_head(params, hidden):
-        below = {site: jnp.zeros(at.stack) for site, at in model.where.items() if site != last}
-        orders = at_sites(model, "cut", below)
-        orders = merge_orders(orders, at_sites(model, "replace", {last: hidden}))
-        return apply_with_orders(model, params, batch.inputs, orders, key=key)[0]
-
-    activities, pull_body = vjp(lambda params: forward_cut(params)[1], params)
-    outputs, pull_head = jax.vjp(forward_head, params, activities[last])
-    loss, output_error = jax.value_and_grad(objective)(outputs)
-    head_grads, error = pull_head(output_error)
-    error = error.reshape(*outputs.shape[:-1], -1)
-    sent = like_activities(send(error, activities), activities)
-    (body_grads,) = pull_body(sent)
-    return SiteGradients(loss, outputs, sent, tree.add(head_grads, body_grads))
+    outputs: Any
+    activities: SiteArrays
+    state: Any
+    sown: Array | None
 
 
-def activities(
-    model: Model, params: Params, inputs: Any, *, key: PRNGKey | None = None
-) -> tuple[Any, SiteArrays]:
+def activities(model: Model, params: Params, inputs: Any) -> tuple[Any, SiteArrays]:
     """Outputs and site activities of a forward pass whose graph is cut at every site."""
-    return apply_with_orders(model, params, inputs, cut_orders(model), key=key)
+    return apply_with_orders(model, params, inputs, cut_orders(model))[:2]
 
 
 def activity_shapes(model: Model, params: Params, inputs: Any) -> dict[str, jax.ShapeDtypeStruct]:
@@ -151,28 +77,32 @@ def abstract_forward(
     model: Model, params: Params, inputs: Any
 ) -> tuple[Any, dict[str, jax.ShapeDtypeStruct]]:
     """Shapes of the outputs and of the site activities."""
-    key = jax.random.key(0)  # dropout wants one; nothing is drawn
-    return jax.eval_shape(lambda p, x: activities(model, p, x, key=key), params, inputs)
+
+    def run(state, key, params, inputs):
+        bound = model.bind(state, key=key, train=model.train)
+        return activities(bound, params, inputs)
+
+    key = jax.random.key(0)  # random streams want one; nothing is drawn
+    return jax.eval_shape(run, model.state, key, params, inputs)
 
 
-def apply_with_orders(
-    model: Model, params: Params, inputs: Any, orders: Orders, *, key: PRNGKey | None = None
-) -> tuple[Any, SiteArrays]:
-    """The forward pass with orders carried out: outputs, and the activity of every visited site."""
+def apply_with_orders(model: Model, params: Params, inputs: Any, orders: Orders) -> Passed:
+    """The forward pass of a bound model with orders carried out."""
+    auxiliary = model.auxiliary if model.train else ()
     with nn.intercept_methods(_carry_out):
-        outputs, variables = model.module.apply(
-            {"params": put_orders(params, orders)},
-            inputs,
-            rngs=dropout_keys(key),
-            mutable=["intermediates"],
+        outputs, variables = model.run(
+            put_orders(params, orders), inputs, ("intermediates", *auxiliary)
         )
     records: Any = variables.get("intermediates", {})
     visited = {
         site: _read_record(records, site, place)
         for site, place in model.where.items()
-        if place.place in orders.get(place.path, {})
+        if place.key in orders.get(place.path, {})
     }
-    return outputs, visited
+    state = {name: variables.get(name, model.state[name]) for name in model.collections}
+    sown = [jnp.sum(leaf) for leaf in jax.tree.leaves([variables.get(n, {}) for n in auxiliary])]
+    total = jnp.stack(sown).sum() if sown else None
+    return Passed(outputs, visited, state or (), total)
 
 
 def put_orders(params: Params, orders: Orders) -> Params:
@@ -205,7 +135,7 @@ def at_sites(model: Model, order: str, arrays: SiteArrays) -> Orders:
     orders: Orders = {}
     for site, place in model.where.items():
         if site in arrays:
-            orders = merge_orders(orders, {place.path: {place.place: {order: arrays[site]}}})
+            orders = merge_orders(orders, {place.path: {place.key: {order: arrays[site]}}})
     return orders
 
 
@@ -219,47 +149,45 @@ def feedback_orders(model: Model, feedback: dict[str, Array]) -> Orders:
     return {model.linear_maps[name].path: {"feedback": B} for name, B in feedback.items()}
 
 
-def _last_hidden(model: Model) -> str:
-    if model.places[-1].stack:
-        raise SiteError(
-            f"error_tap='last_hidden' reads the error at the last site, '{model.sites[-1]}', which"
-            " is a stack of layers; add a last site outside the stack, or use error_tap='logits'"
-        )
-    return model.sites[-1]
-
-
 def _carry_out(next_fun, args, kwargs, context):
     """The interceptor: follows the orders that it finds beside the submodule's parameters."""
     module = context.module
     if context.method_name != "__call__" or module.scope is None:
         return next_fun(*args, **kwargs)
     orders = module.get_variable("params", _ORDERS, {})
-    if "input" in orders:
-        args = _visit(module, "input", orders["input"], args)
+    for key in (key for key in orders if key.startswith("input")):
+        changed = _visit(module, key, orders[key], given(args, kwargs))
+        args = tuple(changed[str(i)] for i in range(len(args)))
+        kwargs = {name: changed[name] for name in kwargs}
     if "feedback" in orders:
         outputs = feedback.swap_transpose(module, next_fun, args, kwargs, orders["feedback"])
     else:
         outputs = next_fun(*args, **kwargs)
-    if "output" in orders:
-        outputs = _visit(module, "output", orders["output"], outputs)
+    for key in (key for key in orders if key.startswith("output")):
+        outputs = _visit(module, key, orders[key], outputs)
     return outputs
 
 
-def _visit(module: nn.Module, place: str, order: dict[str, Array], value: Any) -> Any:
-    """Carries out the orders on the single floating-point array in `value`."""
+def _visit(module: nn.Module, key: str, order: dict[str, Array], value: Any) -> Any:
+    """Carries out the orders on the array of floating-point numbers that the key names."""
     name = "/".join(module.path)
+    place, _, wanted = key.partition(":")
     leaves, structure = jax.tree.flatten(value)
-    floats = [i for i, leaf in enumerate(leaves) if _is_float(leaf)]
-    if len(floats) != 1:
+    found = [
+        i
+        for i, leaf_name in enumerate(tree.leaf_names(value))
+        if is_array_of_floats(leaves[i]) and wanted in ("", leaf_name)
+    ]
+    if len(found) != 1:
         raise SiteError(
-            f"site '{name}': its {place} has {len(floats)} floating-point arrays, and an error goes"
+            f"site '{name}': its {place} has {len(found)} floating-point arrays, and an error goes"
             " to exactly one; put the site on a submodule with one"
         )
-    h: Any = order.get("replace", leaves[floats[0]])
+    h: Any = order.get("replace", leaves[found[0]])
     if "perturb" in order:
         h = _perturbed(h, order["perturb"])
-    _record(module, name, place, h)
-    leaves[floats[0]] = jax.lax.stop_gradient(h) if "cut" in order else h
+    _record(module, name, key, h)
+    leaves[found[0]] = jax.lax.stop_gradient(h) if "cut" in order else h
     return jax.tree.unflatten(structure, leaves)
 
 
@@ -281,67 +209,26 @@ def _perturbed_jvp(primals, tangents):
     return h, h_dot + p_dot
 
 
-def _record(module: nn.Module, name: str, place: str, h: Array) -> None:
+def _record(module: nn.Module, name: str, key: str, h: Array) -> None:
     """Puts the activity where it can leave the module, or says why it cannot."""
     if in_raw_transform(module):  # the activity would leak out as a constant, with no gradient
         raise SiteError(raw_transform(name))
     if not module.is_mutable_collection("intermediates"):
         raise SiteError(
-            f"site '{name}' is inside a lifted loop that does not carry 'intermediates'; add it:"
+            f"site '{name}' is inside a lifted loop that does not carry 'intermediates'; put the"
+            " site outside of it, or, if the loop is your own, add them:"
             ' nn.scan(..., variable_axes={"params": 0, "intermediates": 0})'
         )
-    if module.has_variable("intermediates", _RECORD + place):
+    if module.has_variable("intermediates", _RECORD + key):
         raise SiteError(f"site '{name}' is called more than once in a forward pass")
-    module.put_variable("intermediates", _RECORD + place, h)
+    module.put_variable("intermediates", _RECORD + key, h)
 
 
 def _read_record(records: dict[str, Any], site: str, place: Site) -> Array:
     try:
-        return tree.get(records, (*place.path, _RECORD + place.place))
+        return tree.get(records, (*place.path, _RECORD + place.key))
     except KeyError:
         raise SiteError(
             f"site '{site}' was not reached in this forward pass, so no error can be delivered to"
             " it; is its submodule called under every input, and through __call__?"
         ) from None
-
-
-def refuse_output_site(model: Model, outputs: Any, activities: SiteArrays) -> Any:
-    """The identity, but for an error where no parameter moves the outputs from above the sites.
-
-    A site that is the model's output through a scan, a remat or a tuple is not seen before here.
-    """
-
-    @jax.custom_jvp
-    def check(outputs, activities):
-        return outputs, activities
-
-    def check_jvp(primals, tangents):
-        if all(isinstance(t, SymbolicZero) for t in jax.tree.leaves(tangents[0])):
-            raise SiteError(
-                f"no parameter lies between the last site, '{model.sites[-1]}', and the model's"
-                " outputs, so nothing would learn from the exact output error; leave out the site"
-                " that is the model's output"
-            )
-        return primals, jax.tree.map(_instantiate, tangents)
-
-    check.defjvp(check_jvp, symbolic_zeros=True)
-    return check(outputs, activities)
-
-
-def like_activities(sent: SiteArrays, activities: SiteArrays) -> SiteArrays:
-    """The errors in the activities' types, after checking their shapes."""
-    for site, h in activities.items():
-        if site not in sent or sent[site].shape != h.shape:
-            found = sent[site].shape if site in sent else "none"
-            raise SiteError(f"site '{site}' needs an error of shape {h.shape}; it was sent {found}")
-    return {site: sent[site].astype(h.dtype) for site, h in activities.items()}
-
-
-def _instantiate(tangent: Any) -> Any:
-    if isinstance(tangent, SymbolicZero):
-        return jnp.zeros(tangent.shape, str(tangent.dtype))
-    return tangent
-
-
-def _is_float(leaf: Any) -> bool:
-    return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating)

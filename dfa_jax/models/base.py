@@ -1,24 +1,21 @@
-"""`Model`: a Linen module with named credit sites, and what is needed to find them."""
+"""`Model`: a module, how it is called, its named credit sites, and what is needed to find them."""
 
 import dataclasses
-import fnmatch
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax.core import meta, tracers
+from flax.core import meta
+from jaxtyping import Array
 
 from dfa_jax import errors
+from dfa_jax.keys import named_key
+from dfa_jax.tree import leaf_names, with_leaves
 from dfa_jax.types import Params, PRNGKey
 
-LINEAR_MAPS = (nn.DenseGeneral, nn.Dense, nn.ConvTranspose, nn.Conv)
-"""Linen modules that map their input linearly by one parameter named `kernel` (plus a bias)."""
-
-_MARK = "dfa_jax_mark"
-_INPUT = ":input"
+Call = Callable[[Any, Any, bool], Any]
+"""`call(module, inputs, train)`: the module's outputs, in training or in evaluation."""
 
 
 class Site(NamedTuple):
@@ -28,11 +25,18 @@ class Site(NamedTuple):
         path: the submodule, from the root.
         place: `"output"` of that submodule or its `"input"`.
         stack: sizes of the leading layer axes, `()` unless the submodule sits under `nn.scan`.
+        leaf: which array of the value there, by name; `""` where there is one only.
     """
 
     path: tuple[str, ...]
     place: str
     stack: tuple[int, ...]
+    leaf: str = ""
+
+    @property
+    def key(self) -> str:
+        """Place and leaf in one word."""
+        return f"{self.place}:{self.leaf}" if self.leaf else self.place
 
 
 class LinearMap(NamedTuple):
@@ -42,17 +46,33 @@ class LinearMap(NamedTuple):
     fan_in: int
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Model:
-    """A Linen module, unchanged, seen as pure functions with named credit sites.
+    """A module, unchanged, seen as pure functions with named credit sites.
+
+    It is static: two of equal descriptions are equal and hash alike. What changes from pass to pass
+    is bound to it for one pass, inside of a traced function (`bind`).
 
     Attributes:
-        module: the Linen module. Its only variables are `params`.
+        module: the Linen module.
+        call: how it is called on a batch's inputs.
+        structure: of the inputs that it was made with.
+        streams: random streams that it is given in training: `"dropout"`, and what it asks for.
+        eval_streams: random streams that it asks for in evaluation.
+        collections: of variables besides the parameters, which a training pass may move, such as
+            `batch_stats`; they are the model's state.
+        auxiliary: collections of sown losses, which are added to the objective.
+        tap: names of the outputs whose error direct feedback reads, and that the heads of local
+            losses stand in for; all outputs if there is one only.
+        batch_axes: leading axes of these outputs that are examples, or places of an example, each
+            with an error of its own; behind them are the axes of one error vector.
+        independent_axes: leading axes along which nothing mixes, model and loss included: 1 for
+            examples, 2 where positions do not mix either, 0 where examples are coupled, as by batch
+            statistics.
         sites: names of the credit sites in forward order: `"block_0"` is the output of that
             submodule, `"block_0:input"` its input.
         places: where each site is, in the same order.
-        maps: the dense and convolutional submodules in forward order, which chain rules
-            (feedback alignment and its kin) give a feedback matrix.
+        maps: the dense and convolutional submodules in forward order.
         blocks: names of the places where a block ends: local losses sit there, and greedy learning
             cuts there. They are the sites unless given.
         readout: submodules with parameters that are called above the last site and block.
@@ -60,13 +80,47 @@ class Model:
             last block, nor one that is called around the end of a block, or twice.
     """
 
-    module: nn.Module
+    module: Any
+    call: Call
+    structure: Any
+    streams: tuple[str, ...]
+    eval_streams: tuple[str, ...]
+    collections: tuple[str, ...]
+    auxiliary: tuple[str, ...]
+    tap: tuple[str, ...]
+    batch_axes: int
+    independent_axes: int
     sites: tuple[str, ...]
     places: tuple[Site, ...]
     maps: tuple[LinearMap, ...]
     blocks: tuple[str, ...]
     readout: tuple[tuple[str, ...], ...]
     homes: tuple[tuple[tuple[str, ...], str], ...]
+    survey: Any  # what `at` finds other sites by
+    state: Any = None
+    key: PRNGKey | None = None
+    train: bool = True
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Model):
+            return NotImplemented
+        own, others = self._description, other._description
+        return own == others and _same(self.module, other.module) and not self._is_bound
+
+    def __hash__(self) -> int:
+        if self._is_bound:
+            raise TypeError("a model with a state or key bound to it is no static argument")
+        return hash(self._description)  # the module may have fields that do not hash
+
+    @property
+    def _description(self) -> tuple[Any, ...]:
+        hidden = ("module", "survey", "state", "key")
+        names = [f.name for f in dataclasses.fields(self) if f.name not in hidden]
+        return (type(self.module), *(getattr(self, name) for name in names))
+
+    @property
+    def _is_bound(self) -> bool:
+        return self.key is not None or bool(jax.tree.leaves(self.state))
 
     @property
     def where(self) -> dict[str, Site]:
@@ -78,251 +132,154 @@ class Model:
         """The linear maps by name, in forward order."""
         return {"/".join(linear_map.path): linear_map for linear_map in self.maps}
 
+    def at(self, sites: str | Sequence[str], *, blocks: str | Sequence[str] = ()) -> "Model":
+        """The same module, called in the same way, with other sites.
+
+        Raises:
+            SiteError: as `from_linen`.
+        """
+        return dataclasses.replace(self, **self.survey.placed(sites, blocks))
+
+    def bind(self, state: Any = None, *, key: PRNGKey | None = None, train: bool = True) -> "Model":
+        """The model for one pass: with its state, the key of its random streams, and its mode."""
+        return dataclasses.replace(self, state=state, key=key, train=train)
+
     def init(self, key: PRNGKey, inputs: Any) -> Params:
         """Draws the parameters, a nested dict of arrays."""
-        params_key, dropout_key = jax.random.split(key)
-        keys = {"params": params_key, "dropout": dropout_key}
-        return meta.unbox(self.module.init(keys, inputs)["params"])
+        return self.init_variables(key, inputs)[0]
 
-    def apply(self, params: Params, inputs: Any, *, key: PRNGKey | None = None) -> Any:
-        """The plain forward pass: outputs `[*batch, features]`. `key` feeds dropout."""
-        return self.module.apply({"params": params}, inputs, rngs=dropout_keys(key))
-
-
-def dropout_keys(key: PRNGKey | None) -> dict[str, PRNGKey]:
-    """The `rngs` argument of a Linen `apply`; without a key, dropout has none."""
-    return {} if key is None else {"dropout": key}
-
-
-def from_linen(
-    module: nn.Module,
-    sites: str | Sequence[str],
-    inputs: Any,
-    *,
-    blocks: str | Sequence[str] = (),
-) -> Model:
-    """Turns any Linen module, unchanged, into a `Model` with credit sites.
-
-    A site is named by a submodule's path (`"block_3/attention"`): the graph is cut just after that
-    submodule. With `":input"` behind it the cut is just before: where the activation function is
-    not a module of its own, `"Dense_1:input"` is the place after the first layer's activation.
-    Names may be glob patterns; a `*` stops at `/`. Works with `nn.remat`, `nn.jit`, and with
-    `nn.scan` over layers that carries `variable_axes={"params": 0, "intermediates": 0}`.
-
-    Args:
-        module: the module; it is called as `module(inputs)` and has no variables but `params`.
-        sites: one name or pattern, or several.
-        inputs: an example batch, or its `jax.ShapeDtypeStruct`; only shapes and types are read.
-        blocks: where blocks end, named like sites; none for the sites themselves.
-
-    Raises:
-        SiteError: a name matches no submodule, a site is called twice, is the model's output, sits
-            in a loop that does not carry `intermediates` or that is not over layers, or in a raw
-            JAX transform.
-        InputError: the module has variables other than `params`.
-
-    >>> model = from_linen(nn.Sequential([nn.Dense(8), nn.Dense(2)]), "layers_0", jnp.ones((1, 3)))
-    >>> model.sites
-    ('layers_0',)
-    """
-    survey = _Survey(module)
-    variables = survey.run(inputs)
-    if survey.overlooked(variables):
-        survey = _Survey(module)
-        # Unrolls scans, so only where a cached nn.jit trace hid a submodule.
-        with jax.disable_jit():
-            variables = survey.run(inputs)
-    if extra := sorted(set(variables) - {"params", "intermediates"}):
-        raise errors.InputError(
-            f"{type(module).__name__} has variables {', '.join(extra)} besides params, which a pure"
-            " step does not update; use LayerNorm or GroupNorm in place of BatchNorm"
+    def init_variables(self, key: PRNGKey, inputs: Any) -> tuple[Params, Any, Any]:
+        """Draws the parameters; the state before the first step, `()` if there is none; outputs."""
+        params_key, rest = jax.random.split(key)
+        keys = {"params": params_key} | stream_keys(self.streams, rest)
+        outputs, variables = self.module.init_with_output(
+            keys, self._checked(inputs), True, method=self.call
         )
-    called = list(survey.places)
-    names = _match(sites, called)
-    places = tuple(survey.site(name, variables) for name in names)
-    ends = _match(blocks, called) if blocks else names
-    for name in ends:
-        survey.site(name, variables)  # for its checks
-    own = _owners(variables["params"])  # not those of another module applied inside this one
-    maps = tuple(found for path, found in survey.linear_maps.items() if path in own)
-    once = own - {tuple(name.split("/")) for name in survey.called_twice}
-    spans = _spans(called, once)
-    last = max(called.index(name) for name in (*names, *ends))
-    readout = tuple(path for path, span in spans.items() if span.start >= last)
-    homes = [(path, _home(span, called, ends)) for path, span in spans.items()]
-    known = tuple((path, block) for path, block in homes if block is not None)
-    return Model(module, names, places, maps, ends, readout, known)
+        variables = meta.unbox(variables)
+        state = {name: variables.get(name, {}) for name in self.collections}
+        return variables["params"], state or (), outputs
 
+    def apply(
+        self,
+        params: Params,
+        inputs: Any,
+        *,
+        state: Any = (),
+        key: PRNGKey | None = None,
+        train: bool = False,
+    ) -> Any:
+        """The plain forward pass: the outputs, whatever the module returns.
 
-def _spans(called: list[str], own: set[tuple[str, ...]]) -> dict[tuple[str, ...], range]:
-    """From its input to its output, in places called: every submodule with parameters, in order."""
-    paths = {name: tuple(name.split("/")) for name in called if not name.endswith(_INPUT)}
-    return {
-        path: range(called.index(name + _INPUT), called.index(name))
-        for name, path in paths.items()
-        if path in own
-    }
-
-
-def _home(span: range, called: list[str], ends: tuple[str, ...]) -> str | None:
-    """The block whose end is the first behind the submodule, if none is inside it."""
-    where = {called.index(end): end for end in ends}
-    if any(span.start < place < span.stop for place in where):
-        return None
-    return next((where[place] for place in sorted(where) if place >= span.stop), None)
-
-
-def _match(names: str | Sequence[str], available: list[str]) -> tuple[str, ...]:
-    """Available site names that any pattern matches, in forward order."""
-    patterns = [names] if isinstance(names, str) else list(names)
-    if not patterns:
-        raise errors.SiteError("no credit site was given; name at least one, or use '*'")
-    chosen: set[str] = set()
-    for pattern in patterns:
-        found = [name for name in available if _matches(name, pattern)]
-        if not found:
-            outputs = [name for name in available if not name.endswith(_INPUT)]
-            raise errors.SiteError(
-                errors.unknown("credit site", pattern, outputs)
-                + " (each also with ':input' for the place before it)"
-            )
-        chosen.update(found)
-    return tuple(name for name in available if name in chosen)
-
-
-def _matches(name: str, pattern: str) -> bool:
-    """Glob match part by part, so that `*` stops at `/`; the place must agree."""
-    if name.endswith(_INPUT) != pattern.endswith(_INPUT):
-        return False
-    parts, wanted = name.split("/"), pattern.split("/")
-    return len(parts) == len(wanted) and all(map(fnmatch.fnmatchcase, parts, wanted))
-
-
-class _Survey:
-    """One abstract forward pass that notes which submodules are called, in order."""
-
-    def __init__(self, module: nn.Module):
-        self.module = module
-        self.places: dict[str, None] = {}  # an ordered set of site names
-        self.linear_maps: dict[tuple[str, ...], LinearMap] = {}
-        self.called_twice: set[str] = set()
-        self.uncarried: set[str] = set()
-        self.untied: set[str] = set()
-        self.returned: dict[str, Any] = {}
-        self.outputs: Any = None
-
-    def run(self, inputs: Any) -> dict[str, Any]:
-        """Abstract variables of the module, with two marks at every submodule.
-
-        A mark has the shape `(0,)` where it is put: the axes that it has besides outside are those
-        of the loops around it. The one in `intermediates` tells a stacked site from a plain one,
-        the one in `params` tells a loop over layers from a loop over time or examples.
+        Args:
+            params: as `init` draws them.
+            inputs: as the model was made with.
+            state: as `init_variables` returns it; it is read and not moved.
+            key: for random streams; evaluation needs one only if the module asks for it there.
+            train: whether the module is called as in training.
         """
+        bound = self.bind(state, key=key, train=train)
+        return bound.run(params, inputs, ())[0]
 
-        def trace(key, inputs):
-            self.outputs, variables = self.module.init_with_output(
-                {"params": key, "dropout": key}, inputs, mutable=True
+    def run(self, variables: Params, inputs: Any, mutable: Sequence[str]) -> tuple[Any, Any]:
+        """Outputs, and these collections besides the state that a training pass moves.
+
+        Raises:
+            InputError: the inputs have another structure than the model was made with, its state is
+                not bound to it, or it asks for random numbers and has no key.
+        """
+        moved = [*mutable, *(self.collections if self.train else ())]
+        found = self.module.apply(
+            {"params": variables, **self._bound_state()},
+            self._checked(inputs),
+            self.train,
+            rngs=self._keys(),
+            mutable=moved or False,
+            method=self.call,
+        )
+        return found if moved else (found, {})
+
+    def _bound_state(self) -> Mapping[str, Any]:
+        if self.collections and not self.state:
+            raise errors.InputError(
+                f"the model has variables besides its parameters ({', '.join(self.collections)}),"
+                " and none were given; pass the state that init_variables or a step returned"
             )
-            return meta.unbox(variables)
+        return self.state or {}
 
-        with nn.intercept_methods(self._note):
-            return jax.eval_shape(trace, jax.random.key(0), inputs)
+    def _keys(self) -> dict[str, PRNGKey]:
+        """The `rngs` argument of a Linen `apply`; without a key, no stream has any."""
+        if self.key is None:
+            if not self.train and self.eval_streams:
+                raise errors.InputError(
+                    f"the module asks for random numbers in evaluation too"
+                    f" ({', '.join(self.eval_streams)}), and no key was given; pass key="
+                )
+            return {}
+        return stream_keys(self.streams if self.train else self.eval_streams, self.key)
 
-    def _note(self, next_fun, args, kwargs, context):
-        """An interceptor; lifted transforms (`nn.scan`) show up under other method names."""
-        module, path = context.module, context.module.path
-        if context.method_name != "__call__" or not path:
-            return next_fun(*args, **kwargs)
-        name = "/".join(path)
-        self.places.setdefault(name + _INPUT)
-        if module.has_variable("intermediates", _MARK):
-            self.called_twice.add(name)
-        outputs = next_fun(*args, **kwargs)
-        if in_raw_transform(module):
-            self.untied.add(name)
-        else:
-            for collection in ("params", "intermediates"):
-                if module.is_mutable_collection(collection):
-                    module.put_variable(collection, _MARK, jnp.zeros(0))
-        if not module.is_mutable_collection("intermediates"):
-            self.uncarried.add(name)
-        self.places.setdefault(name)
-        self.returned[name] = outputs
-        if isinstance(module, LINEAR_MAPS):
-            self.linear_maps[path] = LinearMap(path, _fan_in(module))
-        return outputs
-
-    def overlooked(self, variables: dict[str, Any]) -> bool:
-        """Whether a submodule has variables and yet was not seen: `nn.jit` had its trace cached."""
-        owners = _owners(variables.get("params", {}))
-        return any(path and "/".join(path) not in self.places for path in owners)
-
-    def site(self, name: str, variables: dict[str, Any]) -> Site:
-        """Where the site is, after the checks that can be made before any rule runs."""
-        owner = name.removesuffix(_INPUT)
-        path, place = tuple(owner.split("/")), "input" if name != owner else "output"
-        if owner in self.called_twice:
-            raise errors.SiteError(
-                f"site '{name}': its submodule is called more than once in a forward pass, so one"
-                " error cannot serve it; give each call a submodule of its own, or move the site"
+    def _checked(self, inputs: Any) -> Any:
+        if (found := jax.tree.structure(inputs)) != self.structure:
+            raise errors.InputError(
+                f"the inputs are {found} and the model was made with {self.structure}; give it"
+                " inputs of that structure, or make a model with these"
             )
-        if owner in self.untied:
-            raise errors.SiteError(raw_transform(name))
-        if owner in self.uncarried:
-            raise errors.SiteError(
-                f"site '{name}' is inside a lifted loop that does not carry 'intermediates', so its"
-                " activity cannot leave the loop; add it to the loop's variable_axes:"
-                ' nn.scan(..., variable_axes={"params": 0, "intermediates": 0})'
+        return inputs
+
+    def tapped(self, outputs: Any) -> dict[str, Any]:
+        """The outputs where the error is read, by name; of a dict of them by name, likewise.
+
+        Raises:
+            InputError: there are several, and `tap` names none of them.
+        """
+        leaves = float_leaves(outputs)
+        if not self.tap and len(leaves) != 1:
+            raise errors.InputError(
+                f"the model has {len(leaves)} outputs of floating-point numbers"
+                f" ({described(leaves)}); name those whose error the rule is to read:"
+                " from_linen(..., tap=...)"
             )
-        if place == "output" and self.returned[owner] is self.outputs:
-            raise errors.SiteError(
-                f"site '{name}' is the model's output, which has the exact error already; leave it"
-                " out of the sites"
-            )
-        carried = _mark_shape(variables, "intermediates", path)
-        if carried != _mark_shape(variables, "params", path) or carried[-1:] != (0,):
-            steps = tuple(size for size in carried if size)
-            raise errors.SiteError(
-                f"site '{name}' is inside a loop of {steps} steps that is not over layers (its"
-                " parameters and its intermediates do not both have the loop's axis in front), as a"
-                " loop over time or examples; put the site on the submodule outside the loop"
-            )
-        return Site(path, place, carried[:-1])
+        return {name: leaf for name, leaf in leaves.items() if not self.tap or name in self.tap}
+
+    def with_tapped(self, outputs: Any, values: Mapping[str, Any]) -> Any:
+        """The outputs with these in place of the tapped ones; no derivative by the others."""
+        return with_leaves(jax.tree.map(jax.lax.stop_gradient, outputs), values)
+
+    def read_error(self, error: Any) -> Array:
+        """The errors of all tapped outputs as one vector, `[*batch, width]`.
+
+        `error` is like the outputs, or a dict by their names.
+        """
+        axes = self.batch_axes
+        rows = [e.reshape(*e.shape[:axes], -1) for e in self.tapped(error).values()]
+        return rows[0] if len(rows) == 1 else jnp.concatenate(rows, -1)
 
 
-def _mark_shape(variables: Any, collection: str, path: tuple[str, ...]) -> tuple[int, ...]:
-    """The shape of a submodule's mark, `()` where it has none."""
-    for part in (collection, *path, _MARK):
-        variables = variables.get(part, {})
-    return getattr(variables, "shape", ())
+def stream_keys(names: tuple[str, ...], key: PRNGKey) -> dict[str, PRNGKey]:
+    """A key for each random stream; dropout has the key itself."""
+    return {name: key if name == "dropout" else named_key(key, name) for name in names}
 
 
-def in_raw_transform(module: nn.Module) -> bool:
-    """Whether a `jax` transform, and not a lifted one, stands between the module and its root."""
-    scope, here = module.scope, tracers.current_trace()
-    while scope is not None and scope.trace_level == here:
-        scope = scope.parent  # lifted transforms start a new chain of scopes, at their own level
-    return scope is not None
+def float_leaves(value: Any) -> dict[str, Any]:
+    """Floating-point arrays of at least one axis, by name."""
+    named = zip(leaf_names(value), jax.tree.leaves(value), strict=True)
+    return {name: leaf for name, leaf in named if is_array_of_floats(leaf)}
 
 
-def raw_transform(name: str) -> str:
-    """The message for a site inside a raw transform."""
-    return (
-        f"site '{name}' is inside a raw JAX transform (jax.jit, lax.scan, jax.vmap, ...), which its"
-        " activity cannot leave; use the lifted one (nn.jit, nn.scan, nn.vmap)"
-    )
+def is_array_of_floats(leaf: Any) -> bool:
+    """Whether it is one, of at least one axis: a lone number is no activity and no output."""
+    return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating) and leaf.ndim > 0
 
 
-def _owners(tree: Any) -> set[tuple[str, ...]]:
-    """Paths of the submodules that have an array of their own in a nested dict."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {tuple(key.key for key in path[:-1]) for path, _ in leaves}
+def described(leaves: Mapping[str, Any]) -> str:
+    """Names and shapes for a message."""
+    return ", ".join(f"'{name}' {tuple(leaf.shape)}" for name, leaf in leaves.items())
 
 
-def _fan_in(module: nn.Module) -> int:
-    """Inputs of one unit: the kernel's leading axes, without those of the features."""
-    shape = jnp.shape(meta.unbox(module.get_variable("params", "kernel")))
-    num_feature_axes = 1 if isinstance(module.features, int) else len(module.features)
-    batch_dims = getattr(module, "batch_dims", ())  # of DenseGeneral: a matrix for each
-    num_batch = 1 if isinstance(batch_dims, int) else len(batch_dims)
-    return math.prod(shape[num_batch:-num_feature_axes])
+def _same(module: Any, other: Any) -> bool:
+    """Equality of modules, some of which hold arrays that have none."""
+    if module is other:
+        return True
+    try:
+        return bool(module == other)
+    except (TypeError, ValueError):
+        return False

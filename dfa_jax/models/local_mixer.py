@@ -3,26 +3,13 @@
 from typing import Any, Literal
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from dfa_jax.errors import InputError, check_choices
+from dfa_jax.parts import layer_norm
 
 MixerInit = Literal["kaiming", "lecun", "constant"]
-
-_EPSILON = 1e-5
-
-
-def layer_norm(x: Float[Array, "*any channel"]) -> Float[Array, "*any channel"]:
-    """Layer normalisation over the last axis, without scale and bias.
-
-    The root is taken before the axis is put back: then a forward gradient's passes stay alike under
-    XLA's rewriting, and are computed once. Of a fused `jax.nn.standardize` they are not.
-    """
-    centred = x - x.mean(-1)[..., None]
-    inverse = jax.lax.rsqrt(jnp.square(centred).mean(-1) + _EPSILON)
-    return centred * inverse[..., None]
 
 
 def initializer(kind: MixerInit, fan_in: int) -> Any:

@@ -7,22 +7,15 @@ import jax
 from jaxtyping import Array, Float
 
 from dfa_jax.errors import check_choices
+from dfa_jax.parts import KERNEL_INITS, KernelInit
 
 Activation = Literal["tanh", "relu", "erf", "linear"]
-KernelInit = Literal["lecun_normal", "uniform_fan_in", "zeros"]
 
 ACTIVATIONS = {
     "tanh": jax.numpy.tanh,
     "relu": jax.nn.relu,
     "erf": lambda a: jax.lax.erf(a / 2**0.5),
     "linear": lambda a: a,
-}
-
-KERNEL_INITS = {
-    "lecun_normal": nn.initializers.lecun_normal(),
-    # Uniform on +-1 / sqrt(fan_in), PyTorch's default: a third of LeCun's variance.
-    "uniform_fan_in": nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform"),
-    "zeros": nn.initializers.zeros_init(),
 }
 
 

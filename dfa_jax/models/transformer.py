@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float, Integer
 
 from dfa_jax.errors import InputError, check_choices, unknown
-from dfa_jax.models.local_mixer import layer_norm
+from dfa_jax.parts import layer_norm
 
 Norm = Literal["pre", "post"]
 Positions = Literal["learned", "sinusoidal", "rotary"]

@@ -19,6 +19,10 @@ from dfa_jax.rules.direct_random_target_projection import (
 )
 from dfa_jax.rules.feedback_alignment import FeedbackAlignment as FeedbackAlignment
 from dfa_jax.rules.fixed_random_sign import FixedRandomSign as FixedRandomSign
+from dfa_jax.rules.functional import Aux as Aux
+from dfa_jax.rules.functional import Variables as Variables
+from dfa_jax.rules.functional import init as init
+from dfa_jax.rules.functional import value_and_grad as value_and_grad
 from dfa_jax.rules.gradient_guess import GradientGuess as GradientGuess
 from dfa_jax.rules.kolen_pollack import KolenPollack as KolenPollack
 from dfa_jax.rules.local_losses import LocalLosses as LocalLosses

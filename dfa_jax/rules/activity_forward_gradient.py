@@ -10,10 +10,12 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from dfa_jax.autodiff import forward, sites
-from dfa_jax.autodiff.objective import Reach, components, deliver, errors_elsewhere
+from dfa_jax.autodiff.objective import OUTPUTS, SHARED, Objective, Reach, components, present
+from dfa_jax.autodiff.site_gradients import deliver
+from dfa_jax.models.base import Model
 from dfa_jax.rules import draw
 from dfa_jax.rules.base import GradEstimate, ObjectiveRule
-from dfa_jax.types import PRNGKey, SiteArrays
+from dfa_jax.types import Batch, Params, PRNGKey, SiteArrays
 
 Sharing = Literal["none", "pairs", "batch"]
 
@@ -57,31 +59,31 @@ class ActivityForwardGradient(ObjectiveRule):
         super().__post_init__()
         draw.check_draws(self.num_draws, self.clip)
 
-    def estimate_of(self, objective, key, model, params, rule_state, batch) -> GradEstimate:
+    def estimate(self, model, objective, params, rule_state, batch, key, at=None) -> GradEstimate:
         """A `jax.jvp` a draw for the errors, then local VJPs."""
-        forward_key, _ = jax.random.split(key)
-        sent = self.errors_of(objective, key, model, params, rule_state, batch)
-        found = deliver(model, objective, params, batch, sent, key=forward_key)
-        return GradEstimate(*found, rule_state)
+        sent = self._errors(model, objective, params, batch, key)
+        found = deliver(model, objective, params, batch, sent, at=at)
+        return found._replace(rule_state=rule_state)
 
-    def errors_of(self, objective, key, model, params, rule_state, batch, at=None) -> SiteArrays:
-        """`s u_l` at every site, or what local VJPs make of it at other places."""
-        del rule_state  # there is none
-        forward_key, noise_key = jax.random.split(key)
+    def _errors(
+        self, model: Model, objective: Objective, params: Params, batch: Batch, key: PRNGKey
+    ) -> SiteArrays:
+        """`s u_l` at every site."""
 
         def losses(perturbations):
             orders = sites.at_sites(model, "perturb", perturbations)
-            found = objective(model, params, batch, orders, key=forward_key, replicated=True)
+            found = objective(model, params, batch, orders, replicated=True)
             return found.terms, found
 
         zeros = sites.zero_activities(model, params, batch.inputs)
         _, plain = losses(zeros)
-        num_batch = plain.outputs.ndim - 1
         layouts = {
-            site: _Layout(len(place.stack), num_batch, zeros[site].shape)
+            site: _Layout(len(place.stack), plain.example_axes, model.batch_axes, zeros[site].shape)
             for site, place in model.where.items()
         }
-        reach = objective.site_reach(model)
+        # A slope is that of an example's part of the mean, and the limit that of its own loss.
+        limit = self.clip / plain.terms[OUTPUTS].size
+        reach = present(objective.site_reach(model), plain.terms)
 
         def one(key: PRNGKey) -> tuple[SiteArrays, dict[str, Array]]:
             u = {site: self._direction(key, site, layouts[site]) for site in model.sites}
@@ -89,23 +91,17 @@ class ActivityForwardGradient(ObjectiveRule):
                 u = {s: jnp.where(plain.activities[s] > 0, u[s], 0) for s in u}
             u = {site: u[site].astype(zeros[site].dtype) for site in u}
             slopes = jax.jvp(lambda p: losses(p)[0], (zeros,), (u,))[1]
-            return u, {name: forward.clipped(slope, self.clip) for name, slope in slopes.items()}
+            return u, {name: forward.clipped(slope, limit) for name, slope in slopes.items()}
 
         if self.combination == "projection":
-            directions, slopes = forward.all_draws(one, noise_key, self.num_draws)
-            sent = _project(directions, slopes, reach, layouts)
-        else:
+            directions, slopes = forward.all_draws(one, key, self.num_draws)
+            return _project(directions, slopes, reach, layouts)
 
-            def guess(key: PRNGKey) -> SiteArrays:
-                u, slopes = one(key)
-                return {s: u[s] * _slope_at(layouts[s], slopes, reach[s]) for s in u}
+        def guess(key: PRNGKey) -> SiteArrays:
+            u, slopes = one(key)
+            return {s: u[s] * _slope_at(layouts[s], slopes, reach[s]) for s in u}
 
-            sent = forward.mean_of_draws(guess, noise_key, self.num_draws, self.draws)
-        # The objective is the mean over examples.
-        sent = {site: array / plain.num_examples for site, array in sent.items()}
-        if at is None:
-            return sent
-        return errors_elsewhere(model, at, objective, params, batch, sent, key=forward_key)
+        return forward.mean_of_draws(guess, key, self.num_draws, self.draws)
 
     def _direction(self, key: PRNGKey, site: str, layout: "_Layout") -> Array:
         stack, (num, *more), features = layout.axes
@@ -125,11 +121,26 @@ class ActivityForwardGradient(ObjectiveRule):
 
 
 class _Layout(NamedTuple):
-    """Which axes of a site's activity are what: `[*stack, *batch, *features]`."""
+    """Which axes of a site's activity are what: `[*stack, *examples, *features]`.
+
+    Attributes:
+        num_stack: layer axes.
+        num_examples: axes along which slopes are told apart; where there is none, each example has
+            noise of its own all the same.
+        num_front: axes of examples and positions, behind which those of a block's patches and
+            groups begin.
+        shape: of the activity.
+    """
 
     num_stack: int
-    num_batch: int
+    num_examples: int
+    num_front: int
     shape: tuple[int, ...]
+
+    @property
+    def num_batch(self) -> int:
+        """Axes along which noise is drawn for each entry by itself."""
+        return max(1, self.num_examples)
 
     @property
     def axes(self) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
@@ -140,18 +151,24 @@ class _Layout(NamedTuple):
 
 def _slope_at(layout: _Layout, slopes: dict[str, Array], reach: tuple[Reach, ...]) -> Array:
     """The sum of all slopes that a unit of the site can move, ready to multiply its direction."""
-    stack, batch, features = layout.axes
+    stack, rest = layout.shape[: layout.num_stack], layout.shape[layout.num_stack :]
     total = jnp.zeros(())
     for term in reach:
-        slope = slopes[term.term]  # [*its stack, *batch, *places]
-        places = slope.shape[term.num_stack + layout.num_batch :]
+        slope = slopes[term.term]  # [*its stack, *examples, *places]
+        num_examples = 0 if term.term == SHARED else layout.num_examples
+        places = slope.shape[term.num_stack + num_examples :]
         own_stack = stack if term.is_own and term.num_stack == layout.num_stack else ()
         if term.num_stack and not own_stack:
             slope = slope.sum(tuple(range(term.num_stack)))
-        own = common_axes(places, features[:-1]) if term.is_own else 0
+        own = common_axes(places, rest[layout.num_front : -1]) if term.is_own else 0
         slope = slope.sum(tuple(range(slope.ndim - len(places) + own, slope.ndim)))
         lead = own_stack or (1,) * len(stack)
-        total += slope.reshape(*lead, *batch, *places[:own], *(1,) * (len(features) - own))
+        if not own:
+            behind = (1,) * (len(rest) - num_examples)
+        else:
+            positions = (1,) * (layout.num_front - num_examples)
+            behind = (*positions, *places[:own], *(1,) * (len(rest) - layout.num_front - own))
+        total += slope.reshape(*lead, *rest[:num_examples], *behind)
     return total
 
 
@@ -167,31 +184,35 @@ def _project(
     reach: dict[str, tuple[Reach, ...]],
     layouts: dict[str, _Layout],
 ) -> SiteArrays:
-    """Errors by projection; sites that move the same terms are one vector an example."""
+    """Errors by projection; sites that move the same terms are one vector an example.
+
+    Where they move a term that belongs to no example, all examples are one vector.
+    """
     sent = {}
     for members, terms in components(reach):
-        parts = [_by_example(slopes[name], term, layouts) for name, term in terms.items()]
-        total = jnp.stack(parts).sum(0)
-        flat = [
-            _examples_first(directions[s], 1 + layouts[s].num_stack, layouts[s]) for s in members
+        apart = 0 if SHARED in terms else layouts[members[0]].num_examples
+        parts = [
+            _examples_first(slopes[name], 1 + term.num_stack, apart).sum(-1)
+            for name, term in terms.items()
         ]
-        found = forward.projection(jnp.concatenate(flat, -1), total)  # [example, dim]
+        flat = [_examples_first(directions[s], 1 + layouts[s].num_stack, apart) for s in members]
+        found = forward.projection(jnp.concatenate(flat, -1), jnp.stack(parts).sum(0))
         ends = itertools.accumulate(part.shape[-1] for part in flat[:-1])
         for site, part in zip(members, jnp.split(found, [*ends], axis=-1), strict=True):
-            stack, batch, features = layouts[site].axes
-            rows = part.reshape(-1, *stack, *features)
-            sent[site] = jnp.moveaxis(rows, 0, len(stack)).reshape(*stack, *batch, *features)
+            num_stack, shape = layouts[site].num_stack, layouts[site].shape
+            stack, rest = shape[:num_stack], shape[num_stack:]
+            rows = part.reshape(*rest[:apart], *stack, *rest[apart:])
+            sent[site] = jnp.moveaxis(rows, range(apart), range(num_stack, num_stack + apart))
     return {site: sent[site] for site in directions}
 
 
-def _by_example(slope: Array, reach: Reach, layouts: dict[str, _Layout]) -> Array:
-    """`[draws, *stack, *batch, *places]` summed to `[draws, example]`."""
-    layout = next(iter(layouts.values()))
-    return _examples_first(slope, 1 + reach.num_stack, layout).sum(-1)
+def _examples_first(x: Array, first: int, num_axes: int) -> Array:
+    """`[draws, *stack, *examples, *rest]` as `[draws, example, all else]`.
 
-
-def _examples_first(x: Array, first: int, layout: _Layout) -> Array:
-    """`[draws, *stack, *batch, *rest]` as `[draws, example, all else]`; `first` is a batch axis."""
-    axes = range(first, first + layout.num_batch)
-    front = jnp.moveaxis(x, axes, range(1, 1 + layout.num_batch))
-    return front.reshape(len(x), math.prod(layout.axes[1]), -1)
+    Args:
+        x: the array.
+        first: its first axis of examples.
+        num_axes: how many there are; with none all is one vector.
+    """
+    front = jnp.moveaxis(x, range(first, first + num_axes), range(1, 1 + num_axes))
+    return front.reshape(len(x), math.prod(front.shape[1 : 1 + num_axes]), -1)

@@ -6,39 +6,19 @@ directly; a `ChainRule` keeps the chain of backpropagation with other matrices i
 
 import abc
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 from jaxtyping import Array, Float
 
 from dfa_jax import tree
-from dfa_jax.autodiff import sites
-from dfa_jax.autodiff.objective import (
-    GlobalLoss,
-    Objective,
-    chain_errors,
-    chain_gradients,
-    errors_elsewhere,
-)
+from dfa_jax.autodiff.objective import GlobalLoss as GlobalLoss
+from dfa_jax.autodiff.objective import GradEstimate as GradEstimate
+from dfa_jax.autodiff.objective import Objective, chain_gradients
+from dfa_jax.autodiff.site_gradients import Backward, ErrorTap, site_gradients
 from dfa_jax.errors import check_choices
 from dfa_jax.models.base import Model
-from dfa_jax.types import Batch, LossFn, Params, PRNGKey, RuleState, SiteArrays
-
-
-class GradEstimate(NamedTuple):
-    """What a rule makes of one batch.
-
-    Attributes:
-        loss: mean loss of the batch, the same under every rule.
-        outputs: the model's outputs, `[*batch, features]`.
-        grads: one array per parameter, in the parameters' tree.
-        rule_state: the state for the next step.
-    """
-
-    loss: Float[Array, ""]
-    outputs: Any
-    grads: Params
-    rule_state: RuleState
+from dfa_jax.types import Batch, Params, PRNGKey, RuleState, SiteArrays
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,29 +39,26 @@ class LearningRule(abc.ABC):
     @abc.abstractmethod
     def estimate(
         self,
-        key: PRNGKey,
         model: Model,
-        loss_fn: LossFn,
+        objective: Objective,
         params: Params,
         rule_state: RuleState,
         batch: Batch,
-    ) -> GradEstimate:
-        """Loss, outputs, gradients and the next state; a pure function."""
-
-    @abc.abstractmethod
-    def errors(
-        self,
         key: PRNGKey,
-        model: Model,
-        loss_fn: LossFn,
-        params: Params,
-        rule_state: RuleState,
-        batch: Batch,
         at: Model | None = None,
-    ) -> SiteArrays:
-        """The error that `estimate` delivers to each site, `[*batch, *features]`, if there are any.
+    ) -> GradEstimate:
+        """Loss, outputs, gradients, the errors that made them, and the next states.
 
-        With `at`, the same module with other sites, it is the error that arrives at those.
+        A pure function; `rules.value_and_grad` makes of it what users call.
+
+        Args:
+            model: bound to its state and to the key of its random streams, for one pass.
+            objective: what is to be made small; `objective.loss_fn` is the user's.
+            params: as `init` returned them, or as an optimiser moved them.
+            rule_state: as `init` or the last estimate returned it.
+            batch: inputs and targets.
+            key: for rules that draw.
+            at: the same module with other sites: then the errors are those that arrive there.
         """
 
     def weight_targets(
@@ -113,6 +90,7 @@ class SiteRule(LearningRule):
         error: Array,
         activities: SiteArrays,
         targets: Any,
+        shares: Array,
     ) -> SiteArrays:
         """The error `delta_l` of each site, like its activity.
 
@@ -120,88 +98,37 @@ class SiteRule(LearningRule):
             key: for rules that draw.
             model: for the sites' layer axes.
             rule_state: as `init` made it.
-            error: `dL/d(tap)` of the mean loss, `[*batch, width]`.
+            error: `dL/d(tap)` of the objective, `[*batch, width]`.
             activities: `h_l`, `[*stack, *batch, *features]` by site.
             targets: the batch's targets.
+            shares: of each row in the mean that the objective is, `[*batch]`: `1 / N`, or by the
+                weights of the loss.
         """
 
     @property
-    def tap(self) -> sites.ErrorTap:
+    def tap(self) -> ErrorTap:
         """Where the output error is read."""
         return "logits"
 
     @property
-    def order(self) -> sites.Backward:
+    def order(self) -> Backward:
         """In which order the local VJPs of a scanned stack are computed."""
         return "sequential"
 
-    def estimate(self, key, model, loss_fn, params, rule_state, batch) -> GradEstimate:
+    def estimate(self, model, objective, params, rule_state, batch, key, at=None) -> GradEstimate:
         """One cut forward pass, one error per site, local VJPs."""
-        found = self._gradients(key, model, loss_fn, params, rule_state, batch)
-        return GradEstimate(found.loss, found.outputs, found.grads, rule_state)
 
-    def errors(self, key, model, loss_fn, params, rule_state, batch, at=None) -> SiteArrays:
-        """What `send` answers for this batch, and what local VJPs make of it elsewhere."""
-        sent = self._gradients(key, model, loss_fn, params, rule_state, batch).errors
-        if at is None:
-            return sent
-        forward_key, _ = jax.random.split(key)
-        return errors_elsewhere(model, at, loss_fn, params, batch, sent, key=forward_key)
+        def send(error, activities, shares):
+            return self.send(key, model, rule_state, error, activities, batch.targets, shares)
 
-    def _gradients(self, key, model, loss_fn, params, rule_state, batch) -> sites.SiteGradients:
-        forward_key, rule_key = jax.random.split(key)
-
-        def send(error, activities):
-            return self.send(rule_key, model, rule_state, error, activities, batch.targets)
-
-        return sites.site_gradients(
-            model,
-            loss_fn,
-            params,
-            batch,
-            send,
-            key=forward_key,
-            error_tap=self.tap,
-            backward=self.order,
-        )
+        how = {"error_tap": self.tap, "backward": self.order, "at": at}
+        found = site_gradients(model, objective, params, batch, send, **how)
+        return found._replace(rule_state=rule_state)
 
 
 @dataclasses.dataclass(frozen=True)
 class ObjectiveRule(LearningRule):
     """A rule that can descend any objective: the loss of the outputs, or local losses beside it."""
-
-    @abc.abstractmethod
-    def estimate_of(
-        self,
-        objective: Objective,
-        key: PRNGKey,
-        model: Model,
-        params: Params,
-        rule_state: RuleState,
-        batch: Batch,
-    ) -> GradEstimate:
-        """As `estimate`, for the objective's total."""
-
-    @abc.abstractmethod
-    def errors_of(
-        self,
-        objective: Objective,
-        key: PRNGKey,
-        model: Model,
-        params: Params,
-        rule_state: RuleState,
-        batch: Batch,
-        at: Model | None = None,
-    ) -> SiteArrays:
-        """As `errors`, for the objective's total."""
-
-    def estimate(self, key, model, loss_fn, params, rule_state, batch) -> GradEstimate:
-        """The estimate for the mean loss of the outputs."""
-        return self.estimate_of(GlobalLoss(loss_fn), key, model, params, rule_state, batch)
-
-    def errors(self, key, model, loss_fn, params, rule_state, batch, at=None) -> SiteArrays:
-        """The errors for the mean loss of the outputs."""
-        return self.errors_of(GlobalLoss(loss_fn), key, model, params, rule_state, batch, at)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -214,18 +141,11 @@ class ChainRule(ObjectiveRule):
     ) -> dict[str, Array]:
         """The kernel whose transpose carries the error back, by linear map, like its own kernel."""
 
-    def estimate_of(self, objective, key, model, params, rule_state, batch) -> GradEstimate:
+    def estimate(self, model, objective, params, rule_state, batch, key, at=None) -> GradEstimate:
         """The gradient of the objective with the substituted transposes."""
-        forward_key, rule_key = jax.random.split(key)
-        feedback = self.feedback(rule_key, model, params, rule_state)
-        found = chain_gradients(model, objective, params, batch, feedback, key=forward_key)
-        return GradEstimate(*found, rule_state)
-
-    def errors_of(self, objective, key, model, params, rule_state, batch, at=None) -> SiteArrays:
-        """The error that reaches each site along the substituted chain."""
-        forward_key, rule_key = jax.random.split(key)
-        feedback = self.feedback(rule_key, model, params, rule_state)
-        return chain_errors(model, objective, params, batch, feedback, at=at, key=forward_key)
+        feedback = self.feedback(key, model, params, rule_state)
+        found = chain_gradients(model, objective, params, batch, feedback, at=at)
+        return found._replace(rule_state=rule_state)
 
     def weight_targets(self, model, params, rule_state) -> dict[str, Array]:
         """`B_l` of every linear map but the first, whose feedback no parameter reads."""

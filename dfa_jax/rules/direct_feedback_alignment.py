@@ -2,13 +2,12 @@
 
 import dataclasses
 import itertools
-import math
 from typing import Literal
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from dfa_jax.autodiff import sites
+from dfa_jax.autodiff.site_gradients import Backward, ErrorTap
 from dfa_jax.rules import draw
 from dfa_jax.rules.base import SiteRule, kernels
 from dfa_jax.types import Params, RuleState, SiteArrays
@@ -52,10 +51,10 @@ class DirectFeedbackAlignment(SiteRule):
     feedback_scale: float = 1.0
     feedback_sharing: draw.Sharing = "per_site"
     feedback_storage: draw.Storage = "stored"
-    error_tap: sites.ErrorTap = "logits"
+    error_tap: ErrorTap = "logits"
     error_encoding: ErrorEncoding = "full"
     ternary_threshold: float = 0.1
-    backward: sites.Backward = "sequential"
+    backward: Backward = "sequential"
 
     def __post_init__(self):
         super().__post_init__()
@@ -64,12 +63,12 @@ class DirectFeedbackAlignment(SiteRule):
         )
 
     @property
-    def tap(self) -> sites.ErrorTap:
+    def tap(self) -> ErrorTap:
         """Where the output error is read."""
         return self.error_tap
 
     @property
-    def order(self) -> sites.Backward:
+    def order(self) -> Backward:
         """Of the local VJPs."""
         return self.backward
 
@@ -88,20 +87,21 @@ class DirectFeedbackAlignment(SiteRule):
             self.error_tap,
         )
 
-    def send(self, key, model, rule_state, error, activities, targets) -> SiteArrays:
+    def send(self, key, model, rule_state, error, activities, targets, shares) -> SiteArrays:
         """`c(e) B_l` at every site."""
         del key, targets  # fixed feedback of the error alone
-        return self._feedback.send(model, rule_state, self.encode(error), activities)
+        return self._feedback.send(model, rule_state, self.encode(error, shares), activities)
 
-    def encode(self, error: Float[Array, "*batch width"]) -> Float[Array, "*batch width"]:
-        """`c(e)`; the mean over examples in the loss is undone before the threshold, and redone."""
+    def encode(
+        self, error: Float[Array, "*batch width"], shares: Float[Array, "*batch"]
+    ) -> Float[Array, "*batch width"]:
+        """`c(e)`; a row's share in the mean is undone before the threshold, and redone."""
         if self.error_encoding == "full":
             return error
-        num_examples = math.prod(error.shape[:-1])
-        signs = jnp.sign(error)
+        signs, shares = jnp.sign(error), shares[..., None]
         if self.error_encoding == "ternary":
-            signs = jnp.where(jnp.abs(error) * num_examples > self.ternary_threshold, signs, 0)
-        return signs / num_examples
+            signs = jnp.where(jnp.abs(error) > self.ternary_threshold * shares, signs, 0)
+        return signs * shares
 
     def weight_targets(self, model, params, rule_state) -> dict[str, Array]:
         """`B_{l-1}^T B_l` by linear map above the first; `B_{L-1}^T` on top.

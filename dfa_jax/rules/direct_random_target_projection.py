@@ -1,11 +1,14 @@
 """Direct random target projection (DRTP)."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from dfa_jax import tree
 from dfa_jax.autodiff import sites
+from dfa_jax.autodiff.site_gradients import Backward
 from dfa_jax.errors import InputError
 from dfa_jax.rules import draw
 from dfa_jax.rules.base import SiteRule
@@ -16,7 +19,7 @@ from dfa_jax.types import Params, RuleState, SiteArrays
 class DirectRandomTargetProjection(SiteRule):
     r"""The one-hot target, not the error, goes to every site: no site waits for the outputs.
 
-        delta_l = onehot(target) B_l / N,    N examples
+        delta_l = onehot(target) B_l / N,    N examples, or each by its share in a weighted mean
 
     Attributes:
         feedback_distribution: as in direct feedback alignment.
@@ -25,6 +28,7 @@ class DirectRandomTargetProjection(SiteRule):
         feedback_sharing: as in direct feedback alignment.
         feedback_storage: as in direct feedback alignment.
         backward: as in direct feedback alignment.
+        labels: which array of the targets the labels are, by name, where several will do.
 
     Source: Frenkel, Lefebvre and Bol (2021), arXiv 1909.01311.
     """
@@ -34,23 +38,44 @@ class DirectRandomTargetProjection(SiteRule):
     feedback_scale: float = 1.0
     feedback_sharing: draw.Sharing = "per_site"
     feedback_storage: draw.Storage = "stored"
-    backward: sites.Backward = "sequential"
+    backward: Backward = "sequential"
+    labels: str = ""
 
     def __post_init__(self):
         super().__post_init__()
         draw.check_positive(feedback_scale=self.feedback_scale)
 
     def init(self, key, model, params, batch) -> tuple[Params, RuleState]:
-        """Draws the feedback; the targets must be integer labels."""
-        if not jnp.issubdtype(jnp.result_type(batch.targets), jnp.integer):
-            raise InputError(
-                "direct_random_target_projection projects integer labels; the targets are"
-                f" {jnp.result_type(batch.targets)}. Use another rule for regression"
-            )
+        """Draws the feedback.
+
+        Raises:
+            InputError: the targets are no integer labels, one for each error vector.
+        """
+        outputs = sites.abstract_forward(model, params, batch.inputs)[0]
+        front = next(iter(model.tapped(outputs).values())).shape[: model.batch_axes]
+        self._labels(batch.targets, front)
         return params, self._feedback.init(key, model, params, batch)
 
+    def _labels(self, targets: Any, front: tuple[int, ...]) -> Any:
+        """The one array of integers in the targets, or the one that is named."""
+        found = {
+            name: leaf
+            for name, leaf in zip(tree.leaf_names(targets), jax.tree.leaves(targets), strict=True)
+            if jnp.issubdtype(jnp.result_type(leaf), jnp.integer) and jnp.shape(leaf) == front
+        }
+        if self.labels:
+            found = {name: leaf for name, leaf in found.items() if name == self.labels}
+        if len(found) == 1:
+            return next(iter(found.values()))
+        kinds = jax.tree.map(lambda a: f"{jnp.result_type(a)} {jnp.shape(a)}", targets)
+        raise InputError(
+            f"direct_random_target_projection projects integer labels {front}; the targets are"
+            f" {kinds}" + (f", without '{self.labels}'" if self.labels else "") + ". Name"
+            " the labels by its option `labels` if there are several, or use another rule"
+        )
+
     @property
-    def order(self) -> sites.Backward:
+    def order(self) -> Backward:
         """Of the local VJPs."""
         return self.backward
 
@@ -64,8 +89,9 @@ class DirectRandomTargetProjection(SiteRule):
             self.feedback_storage,
         )
 
-    def send(self, key, model, rule_state, error, activities, targets) -> SiteArrays:
+    def send(self, key, model, rule_state, error, activities, targets, shares) -> SiteArrays:
         """`onehot(target) B_l / N` at every site; the error is not read."""
         del key  # fixed feedback
-        labels = jax.nn.one_hot(targets, error.shape[-1]) / targets.size
-        return self._feedback.send(model, rule_state, labels, activities)
+        labels = self._labels(targets, error.shape[:-1])
+        projected = jax.nn.one_hot(labels, error.shape[-1]) * shares[..., None]
+        return self._feedback.send(model, rule_state, projected, activities)

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array
 
 from dfa_jax.autodiff import feedback, sites
+from dfa_jax.autodiff.site_gradients import ErrorTap
 from dfa_jax.errors import InputError, SiteError
 from dfa_jax.keys import named_key
 from dfa_jax.models.base import Model
@@ -74,7 +75,7 @@ class DirectFeedback:
     scale: float
     sharing: Sharing
     storage: Storage = "stored"
-    error_tap: sites.ErrorTap = "logits"
+    error_tap: ErrorTap = "logits"
 
     def init(self, key: PRNGKey, model: Model, params: Params, batch: Batch) -> RuleState:
         """`{site: B_l}`, `[*stack, d_e, *features]`; `{"shared": B}`, `[d_e, max d_l]`; the key."""
@@ -171,7 +172,7 @@ def matrix(rule_state: RuleState, site: str, width: int) -> Array:
 
 
 def site_shapes(
-    model: Model, params: Params, batch: Batch, error_tap: sites.ErrorTap
+    model: Model, params: Params, batch: Batch, error_tap: ErrorTap
 ) -> tuple[dict[str, SiteShape], int]:
     """Shape of every site, and the width of the error at the tap.
 
@@ -179,18 +180,20 @@ def site_shapes(
         SiteError: a site's activity lacks the batch axes of the model's outputs.
     """
     outputs, activities = sites.abstract_forward(model, params, batch.inputs)
-    batch_axes = outputs.shape[:-1]
+    error = jax.eval_shape(model.read_error, outputs)
+    batch_axes = error.shape[:-1]
     shapes = {}
     for site, place in model.where.items():
         inner = activities[site].shape[len(place.stack) :]
         if inner[: len(batch_axes)] != batch_axes:
             raise SiteError(
-                f"site '{site}' has activity {inner} and the outputs are {outputs.shape}: direct"
-                f" feedback needs the outputs' batch axes {batch_axes} in front; put the site where"
-                " they are"
+                f"site '{site}' has activity {inner} and the outputs' errors are {error.shape}:"
+                f" direct feedback needs the batch axes {batch_axes} in front of both; put the site"
+                " where they are, or say how many batch axes there are: from_linen(...,"
+                " batch_axes=1) reads one error an example"
             )
         shapes[site] = SiteShape(place.stack, inner[len(batch_axes) :])
-    width = outputs.shape[-1] if error_tap == "logits" else shapes[model.sites[-1]].width
+    width = error.shape[-1] if error_tap == "logits" else shapes[model.sites[-1]].width
     return shapes, width
 
 

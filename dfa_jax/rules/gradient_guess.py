@@ -12,14 +12,15 @@ from dfa_jax.autodiff import forward, sites
 from dfa_jax.autodiff.objective import (
     HEADS,
     OUTPUTS,
+    SHARED,
     GlobalLoss,
+    Losses,
     chain_gradients,
-    deliver,
-    errors_elsewhere,
 )
+from dfa_jax.autodiff.site_gradients import deliver
 from dfa_jax.errors import InputError
-from dfa_jax.models.base import Model, from_linen
-from dfa_jax.models.mlp import KernelInit
+from dfa_jax.models.base import Model
+from dfa_jax.parts import KernelInit
 from dfa_jax.rules.base import GradEstimate, LearningRule
 from dfa_jax.rules.local_losses import LocalLosses, LocalObjective, no_loss
 from dfa_jax.tree import Flat, Path
@@ -65,7 +66,7 @@ class GradientGuess(LearningRule):
 
     def init(self, key, model, params, batch) -> tuple[Params, RuleState]:
         """Trained classifiers are parameters, fixed ones the rule's state."""
-        heads = self._objective(no_loss, model, batch).draw_heads(key, params, batch)
+        heads = self._objective(no_loss, model).draw_heads(key, params, batch)
         if self.guess == "fixed":
             return params, heads
         return ({**params, HEADS: heads}, ()) if self._trains_heads else (params, ())
@@ -74,44 +75,36 @@ class GradientGuess(LearningRule):
     def _trains_heads(self) -> bool:
         return self.guess == "local" or (self.guess, self.target) == ("random", "local")
 
-    def estimate(self, key, model, loss_fn, params, rule_state, batch) -> GradEstimate:
-        """Guesses, their slopes, and what they make."""
-        forward_key, guess_key = jax.random.split(key)
-        local = self._objective(loss_fn, model, batch)
-        whole = self._with_heads(guess_key, local, params, rule_state, batch)
+    def estimate(self, model, objective, params, rule_state, batch, key, at=None) -> GradEstimate:
+        """Guesses, their slopes, and what they make.
+
+        The errors are what those at the ends of blocks make at the sites; there are none in weight
+        space.
+        """
+        local = self._objective(objective.loss_fn, model)
+        whole = self._with_heads(key, local, params, rule_state, batch)
         if self.space == "activities":
-            sent = self._errors(guess_key, local, whole, batch, forward_key)
+            sent = self._errors(key, local, whole, batch)
         else:
             sent = sites.zero_activities(local.at, params, batch.inputs)
         # The classifiers learn exactly, from losses that reach nothing else.
-        objective = local if self._trains_heads else GlobalLoss(loss_fn)
-        found = deliver(local.at, objective, params, batch, sent, key=forward_key)
-        grads = found.grads
+        total = local if self._trains_heads else objective
+        found = deliver(local.at, total, params, batch, sent, at=at or model)
+        grads, errors = found.grads, found.errors
         if self.space == "weights":
-            guessed = self._gradients(guess_key, local, model, whole, batch, forward_key)
-            flat = traverse_util.flatten_dict(grads) | guessed
-            grads = traverse_util.unflatten_dict(flat)
-        return GradEstimate(found.loss, found.outputs, grads, rule_state)
+            guessed = self._gradients(key, local, model, whole, batch)
+            grads = traverse_util.unflatten_dict(traverse_util.flatten_dict(grads) | guessed)
+            errors = {}
+        return found._replace(grads=grads, errors=errors, rule_state=rule_state)
 
-    def errors(self, key, model, loss_fn, params, rule_state, batch, at=None) -> SiteArrays:
-        """What the errors at the ends of blocks make at the sites; none in weight space."""
-        if self.space == "weights":
-            return {}
-        forward_key, guess_key = jax.random.split(key)
-        local = self._objective(loss_fn, model, batch)
-        whole = self._with_heads(guess_key, local, params, rule_state, batch)
-        sent = self._errors(guess_key, local, whole, batch, forward_key)
-        where = at or model
-        return errors_elsewhere(local.at, where, loss_fn, params, batch, sent, key=forward_key)
-
-    def _objective(self, loss_fn: LossFn, model: Model, batch: Batch) -> LocalObjective:
+    def _objective(self, loss_fn: LossFn, model: Model) -> LocalObjective:
         """Local losses at the end of every block but the last."""
         if len(model.blocks) < 2:
             raise InputError(
                 f"the model's one block is {', '.join(model.blocks)}; gradient guesses are for the"
                 " blocks below the last, so name two or more (`from_linen(..., blocks=...)`)"
             )
-        at = from_linen(model.module, model.blocks[:-1], batch.inputs)
+        at = model.at(model.blocks[:-1])
         return LocalObjective(loss_fn, LocalLosses(head_init=self.head_init), at, at)
 
     def _with_heads(
@@ -125,28 +118,26 @@ class GradientGuess(LearningRule):
         return {**params, HEADS: local.draw_heads(jax.random.fold_in(key, 1), params, batch)}
 
     def _errors(
-        self,
-        key: PRNGKey,
-        local: LocalObjective,
-        params: Params,
-        batch: Batch,
-        forward_key: PRNGKey,
+        self, key: PRNGKey, local: LocalObjective, params: Params, batch: Batch
     ) -> SiteArrays:
         """One error a block, from its guess."""
-        at = local.at
-        outputs, activities = sites.activities(at, params, batch.inputs, key=forward_key)
-        num_batch = outputs.ndim - 1
+        at, objective = local.at, GlobalLoss(local.loss_fn)
+
+        def global_losses(perturbations: SiteArrays) -> Losses:
+            return objective(at, params, batch, sites.at_sites(at, "perturb", perturbations))
+
+        zeros = sites.zero_activities(at, params, batch.inputs)
+        plain = global_losses(zeros)
+        # What belongs to no example is not told apart: then the batch is one vector.
+        apart = 0 if SHARED in plain.terms and self.target == "global" else plain.example_axes
 
         def local_losses(h: SiteArrays) -> dict[str, Array]:
-            terms = local.local_terms(h, params[HEADS], batch.targets, outputs, replicated=False)
+            terms = local.local_terms(
+                h, params[HEADS], batch.targets, plain.outputs, apart, replicated=False
+            )
             return {site: _by_example(terms[site], at, site) for site in terms}
 
-        def global_losses(perturbations: SiteArrays) -> SiteArrays:
-            orders = sites.at_sites(at, "perturb", perturbations)
-            found = sites.apply_with_orders(at, params, batch.inputs, orders, key=forward_key)[0]
-            loss = local.loss_fn(found, batch.targets)
-            return {site: loss for site in at.sites}
-
+        activities = plain.activities
         if self.guess == "random":
             guesses = {
                 s: forward.direction(
@@ -155,36 +146,32 @@ class GradientGuess(LearningRule):
                     h.shape,
                     "gaussian",
                     num_stack=len(at.where[s].stack),
-                    num_batch=num_batch,
+                    num_batch=max(1, apart),
                 ).astype(h.dtype)
                 for s, h in activities.items()
             }
         else:
             guesses = jax.grad(lambda h: _sum(local_losses(h)))(activities)
-        zeros = jax.tree.map(jnp.zeros_like, activities)
         losses, start = {
-            "global": (global_losses, zeros),
+            "global": (
+                lambda p: dict.fromkeys(at.sites, _examples(global_losses(p), apart)),
+                zeros,
+            ),
             "local": (local_losses, activities),
         }[self.target]
         sent = {}
         for site, g in guesses.items():
-            slope = jax.jvp(losses, (start,), (zeros | {site: g},))[1][site]  # [*batch]
+            slope = jax.jvp(losses, (start,), (zeros | {site: g},))[1][site]  # [*examples]
             axes = len(at.where[site].stack)
-            square = jnp.maximum(_square(g, axes, num_batch), _TINY)
+            square = jnp.maximum(_square(g, axes, apart), _TINY)
             weight = slope if self.guess == "random" else slope / square
             lead = (1,) * axes
-            weight = weight.reshape(*lead, *slope.shape, *(1,) * (g.ndim - axes - num_batch))
-            sent[site] = weight * g / slope.size
+            weight = weight.reshape(*lead, *slope.shape, *(1,) * (g.ndim - axes - apart))
+            sent[site] = weight * g
         return sent
 
     def _gradients(
-        self,
-        key: PRNGKey,
-        local: LocalObjective,
-        model: Model,
-        params: Params,
-        batch: Batch,
-        forward_key: PRNGKey,
+        self, key: PRNGKey, local: LocalObjective, model: Model, params: Params, batch: Batch
     ) -> Flat:
         """Guessed gradients of all weights below the last block, by path."""
         flat: Flat = traverse_util.flatten_dict({k: v for k, v in params.items() if k != HEADS})
@@ -198,15 +185,14 @@ class GradientGuess(LearningRule):
                 for p in paths
             }
         else:
-            grads = chain_gradients(local.at, local, params, batch, {}, key=forward_key).grads
+            grads = chain_gradients(local.at, local, params, batch, {}).grads
             guess: Flat = traverse_util.flatten_dict(grads)
 
         def losses(flat: Flat) -> dict[str, Array]:
             tree = {**traverse_util.unflatten_dict(flat), HEADS: params[HEADS]}
             objective = local if self.target == "local" else GlobalLoss(local.loss_fn)
-            terms = objective(local.at, tree, batch, {}, key=forward_key).terms
-            number = terms[OUTPUTS].size  # examples
-            return {name: term.sum() / number for name, term in terms.items()}
+            found = objective(local.at, tree, batch, {})
+            return {name: term.sum() for name, term in found.terms.items()} | {OUTPUTS: found.mean}
 
         found = {}
         zeros = jax.tree.map(jnp.zeros_like, flat)
@@ -219,6 +205,11 @@ class GradientGuess(LearningRule):
             weight = slope if self.guess == "random" else slope / square
             found |= {path: weight * v for path, v in part.items()}
         return found
+
+
+def _examples(found: Losses, num_axes: int) -> Array:
+    """The loss of the outputs by example, or the whole objective."""
+    return found.terms[OUTPUTS] if num_axes else found.mean
 
 
 def _sum(parts: dict[Any, Array]) -> Array:

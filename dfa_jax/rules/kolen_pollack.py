@@ -60,9 +60,9 @@ class KolenPollack(ChainRule):
             for name, linear_map in model.linear_maps.items()
         }
 
-    def estimate_of(self, objective, key, model, params, rule_state, batch) -> GradEstimate:
+    def estimate(self, model, objective, params, rule_state, batch, key, at=None) -> GradEstimate:
         """The chain's gradients; each feedback matrix gets its kernel's."""
-        found = super().estimate_of(objective, key, model, params, rule_state, batch)
+        found = super().estimate(model, objective, params, rule_state, batch, key, at=at)
         grads, learned = found.grads, self.feedback(key, model, params, rule_state)
         for name, kernel in kernels(model, params).items():
             path = model.linear_maps[name].path

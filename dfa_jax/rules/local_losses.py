@@ -3,23 +3,21 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
-from dfa_jax.autodiff import sites
-from dfa_jax.autodiff.objective import HEADS, OUTPUTS, Losses, Objective, Reach
+from dfa_jax.autodiff import loss, sites
+from dfa_jax.autodiff.objective import HEADS, WHOLE, Losses, Objective, Reach
 from dfa_jax.autodiff.replicate import REPLICATED, Aggregator
 from dfa_jax.errors import InputError
 from dfa_jax.keys import named_key
-from dfa_jax.losses import couples_examples
-from dfa_jax.models.base import LinearMap, Model, Site, from_linen
-from dfa_jax.models.local_mixer import layer_norm
-from dfa_jax.models.mlp import KERNEL_INITS, KernelInit
+from dfa_jax.models.base import LinearMap, Model, Site
+from dfa_jax.parts import KERNEL_INITS, KernelInit, layer_norm
 from dfa_jax.rules.backprop import Backprop
 from dfa_jax.rules.base import GradEstimate, LearningRule, ObjectiveRule
 from dfa_jax.tree import Path
@@ -80,130 +78,149 @@ class LocalLosses(LearningRule):
     def init(self, key, model, params, batch) -> tuple[Params, RuleState]:
         """The parameters with a head for every block, and the estimator's state."""
         head_key, rule_key = jax.random.split(key)
-        objective = self.objective(no_loss, model, batch)
+        objective = self.objective(no_loss, model)
         params = {**params, HEADS: objective.draw_heads(head_key, params, batch)}
         return self.estimator.init(rule_key, objective.with_heads(model, params), params, batch)
 
-    def estimate(self, key, model, loss_fn, params, rule_state, batch) -> GradEstimate:
+    def estimate(self, model, objective, params, rule_state, batch, key, at=None) -> GradEstimate:
         """The estimator's, for all losses; the reported one is that of the outputs."""
-        objective = self.objective(loss_fn, model, batch)
-        augmented = objective.with_heads(model, params)
-        return self.estimator.estimate_of(objective, key, augmented, params, rule_state, batch)
-
-    def errors(self, key, model, loss_fn, params, rule_state, batch, at=None) -> SiteArrays:
-        """The estimator's, for all losses."""
-        objective = self.objective(loss_fn, model, batch)
-        augmented = objective.with_heads(model, params)
-        return self.estimator.errors_of(objective, key, augmented, params, rule_state, batch, at)
+        every = self.objective(objective.loss_fn, model)
+        augmented = every.with_heads(model, params)
+        return self.estimator.estimate(augmented, every, params, rule_state, batch, key, at=at)
 
     def weight_targets(self, model, params, rule_state) -> dict[str, Array]:
         """The estimator's, of the model's own maps."""
         return self.estimator.weight_targets(model, params, rule_state)
 
-    def objective(self, loss_fn: LossFn, model: Model, batch: Batch) -> "LocalObjective":
-        """All losses of a model; of the batch only shapes are read."""
+    def objective(self, loss_fn: LossFn, model: Model) -> "LocalObjective":
+        """All losses of a model."""
         ends = model.blocks if self.blockwise else model.blocks[-1:]
-        at = from_linen(model.module, ends, batch.inputs)
-        order = from_linen(model.module, [*model.sites, *model.blocks], batch.inputs)
-        return LocalObjective(loss_fn, self, at, order)
+        places = dict.fromkeys((*model.sites, *model.blocks))
+        return LocalObjective(loss_fn, self, model.at(ends), model.at([*places]))
 
 
 @dataclasses.dataclass(frozen=True)
 class LocalObjective(Objective):
     """The losses that a `LocalLosses` rule puts into a model.
 
+    A block's loss is the model's, of outputs in which the block's head stands in for those that are
+    tapped, and the others are constants.
+
     Attributes:
         rule: the options.
-        at: the module with the blocks that have a loss as its sites.
-        order: the module with the sites and all blocks as its sites, in forward order.
+        at: the model with the blocks that have a loss as its sites.
+        order: the model with the sites and all blocks as its sites, in forward order.
     """
 
     rule: LocalLosses
     at: Model
     order: Model
 
-    def __call__(self, model, params, batch, orders, *, key=None, replicated=False) -> Losses:
+    def __call__(self, model, params, batch, orders, *, replicated=False) -> Losses:
         """Outputs, activities, and one term a block beside that of the outputs."""
         action = "cut" if self.rule.greedy else "record"
         ends = {block: jnp.zeros(place.stack) for block, place in self.at.where.items()}
         given, orders = orders, sites.merge_orders(orders, sites.at_sites(self.at, action, ends))
-        outputs, found = sites.apply_with_orders(self.order, params, batch.inputs, orders, key=key)
+        passed = sites.apply_with_orders(self.order, params, batch.inputs, orders)
         cut = {  # by whoever asked: then a loss reaches its head alone
             block
             for block, place in self.at.where.items()
-            if "cut" in given.get(place.path, {}).get(place.place, {})
+            if "cut" in given.get(place.path, {}).get(place.key, {})
         }
+        activities = passed.activities
         seen = {
-            block: jax.lax.stop_gradient(found[block]) if block in cut else found[block]
+            block: jax.lax.stop_gradient(activities[block]) if block in cut else activities[block]
             for block in self.at.sites
         }
         heads = sites.put_orders(params, orders)[HEADS]
-        terms = self.local_terms(seen, heads, batch.targets, outputs, replicated=replicated)
-        terms[OUTPUTS] = self.loss_fn(outputs, batch.targets)
-        return Losses(outputs, {s: h for s, h in found.items() if s in model.where}, terms)
+        whole = self.of_pass(model, passed, batch.targets)
+        local = self.local_terms(
+            seen, heads, batch.targets, passed.outputs, whole.example_axes, replicated=replicated
+        )
+        own = {site: h for site, h in activities.items() if site in model.where}
+        return whole._replace(activities=own, terms=local | whole.terms)
 
     def local_terms(
-        self, seen: SiteArrays, heads: Params, targets: Any, outputs: Array, *, replicated: bool
+        self,
+        seen: SiteArrays,
+        heads: Params,
+        targets: Any,
+        outputs: Any,
+        example_axes: int,
+        *,
+        replicated: bool,
     ) -> dict[str, Array]:
-        """The terms of blocks with these activities; of the outputs only the shape is read."""
+        """The terms of blocks with these activities, `[*stack, *examples, *places]`."""
+        loss = _HeadLoss(self.at.bind(), self.loss_fn, example_axes)
         terms = {}
         for block, place in self.at.where.items():
-            term = functools.partial(
-                self._term,
-                width=outputs.shape[-1],
-                num_batch=outputs.ndim - 1,
-                replicated=replicated,
-            )
+            term = functools.partial(self._term, loss=loss, outputs=outputs, replicated=replicated)
             for _ in place.stack:
                 term = jax.vmap(term, in_axes=(0, 0, None))
             terms[block] = term(seen[block], heads[block], targets)
         return terms
 
     def _term(
-        self, h: Array, head: Params, targets: Any, *, width: int, num_batch: int, replicated: bool
+        self,
+        h: Array,
+        head: Params,
+        targets: Any,
+        *,
+        loss: "_HeadLoss",
+        outputs: Any,
+        replicated: bool,
     ) -> Array:
-        """A block's loss, `[*batch]`, or its replicas, `[*batch, *patches, group]`."""
+        """A block's loss, `[*examples]`, or its replicas, `[*examples, *patches, group]`."""
         if self.rule.normalize:
             h = layer_norm(h)
-        batch, (*patches, channels) = h.shape[:num_batch], h.shape[num_batch:]
+        axes = self.at.batch_axes
+        batch, (*patches, channels) = h.shape[:axes], h.shape[axes:]
         groups = self.rule.num_groups
         x = h.reshape(*batch, math.prod(patches), groups, channels // groups)
-        loss = _pooled_loss(self.loss_fn, width)
+        whatever = (targets, jax.lax.stop_gradient(outputs))
         if not replicated:
-            return loss(x.mean(-3), head, targets)
+            return loss(x.mean(-3), head, whatever)
         if not self.rule.patchwise:
             x, patches = x.mean(-3, keepdims=True), ()
-        self._check_aggregator()
-        each = REPLICATED[self.rule.aggregator](loss, x, head, targets)  # [*batch, patch, group]
-        return each.reshape(*batch, *patches, *([groups] if groups > 1 else []))
-
-    def _check_aggregator(self) -> None:
-        if self.rule.aggregator == "fused" and couples_examples(self.loss_fn):
-            raise InputError(
-                "aggregator is 'fused', which tells each example the slope of its own loss, and the"
-                " loss couples examples; use aggregator 'naive', or a loss with a stopped"
-                " comparison, as nt_xent"
-            )
+        each = REPLICATED[self.rule.aggregator](
+            loss, x, head, whatever
+        )  # [*examples, patch, group]
+        return each.reshape(*each.shape[:-2], *patches, *([groups] if groups > 1 else []))
 
     def draw_heads(self, key: PRNGKey, params: Params, batch: Batch) -> Params:
-        """A linear map from every block's channels to as many outputs as the model has."""
+        """A linear map from every block's channels to as many numbers as the tapped outputs have.
+
+        Raises:
+            InputError: the groups do not divide the channels, no output is tapped where there are
+                several, or a block lacks the outputs' batch axes.
+        """
         outputs, shapes = sites.abstract_forward(self.at, params, batch.inputs)
+        *front, width = jax.eval_shape(self.at.read_error, outputs).shape
         heads = {}
         for block, place in self.at.where.items():
-            channels = shapes[block].shape[-1]
-            if channels % self.rule.num_groups:
-                raise InputError(
-                    f"num_groups is {self.rule.num_groups} and block '{block}' has {channels}"
-                    " channels; expected a divisor of them"
-                )
+            shape = shapes[block].shape[len(place.stack) :]
+            self._check_block(block, shape, tuple(front))
             init = KERNEL_INITS[self.rule.head_init]
             keys = jax.random.split(named_key(key, block), place.stack)
-            kernel = functools.partial(init, shape=(channels, outputs.shape[-1]))
+            kernel = functools.partial(init, shape=(shape[-1], width))
             for _ in place.stack:
                 kernel = jax.vmap(kernel)
-            bias = jnp.zeros((*place.stack, outputs.shape[-1]))
-            heads[block] = {"kernel": kernel(keys), "bias": bias}
+            heads[block] = {"kernel": kernel(keys), "bias": jnp.zeros((*place.stack, width))}
         return heads
+
+    def _check_block(self, block: str, shape: tuple[int, ...], front: tuple[int, ...]) -> None:
+        if shape[: len(front)] != front or len(shape) == len(front):
+            raise InputError(
+                f"block '{block}' has activity {shape}, and the outputs' errors have the axes"
+                f" {front} in front: a local loss needs them at the block too, and channels behind;"
+                " put the block's end where they are, or read one error an example: from_linen(...,"
+                " batch_axes=1)"
+            )
+        if shape[-1] % self.rule.num_groups:
+            raise InputError(
+                f"num_groups is {self.rule.num_groups} and block '{block}' has {shape[-1]}"
+                " channels; expected a divisor of them"
+            )
 
     def with_heads(self, model: Model, params: Params) -> Model:
         """The model, with the heads among its linear maps, so that feedback serves them too."""
@@ -222,21 +239,22 @@ class LocalObjective(Objective):
             own = next((end for end in above if end in model.blocks), None)
             terms = [self._reach(end, own, model) for end in above if end in self.at.where]
             if self.rule.greedy:
-                reach[site] = tuple(terms[:1]) or (Reach(OUTPUTS),)
+                # What the model sows is not cut: it may come from any block.
+                reach[site] = (terms[0], *WHOLE[1:]) if terms else WHOLE
             else:
-                reach[site] = (*terms, Reach(OUTPUTS))
+                reach[site] = (*terms, *WHOLE)
         return reach
 
     def parameter_reach(self, model, paths) -> dict[Path, tuple[Reach, ...]]:
         """The term of the block that a parameter is in, where the graph is cut; else all terms."""
-        whole = (*(self._reach(end, None, model) for end in self.at.sites), Reach(OUTPUTS))
+        whole = (*(self._reach(end, None, model) for end in self.at.sites), *WHOLE)
         homes, reach = dict(model.homes), {}
         for path in paths:
             own = homes.get(path[:-1], "")
             # A layer of a stack has the stack's axes only inside of it.
             place = self.at.where.get(own)
             is_own = self.rule.greedy and place and (not place.stack or _holds(place, path))
-            reach[path] = (self._reach(own, own, model),) if is_own else whole
+            reach[path] = (self._reach(own, own, model), *WHOLE[1:]) if is_own else whole
         return reach
 
     def _reach(self, end: str, own: str | None, model: Model) -> Reach:
@@ -252,18 +270,34 @@ def _holds(place: Site, path: Path) -> bool:
     return place.place == "output" and path[: len(place.path)] == place.path
 
 
-@functools.cache
-def _pooled_loss(loss_fn: LossFn, width: int) -> Callable[[Array, Params, Any], Array]:
-    """The loss of a head on pooled features `[*batch, group, channel]`, one an example.
+@dataclasses.dataclass(frozen=True)
+class _HeadLoss:
+    """The loss of a head on pooled features; equal ones are one function, which JAX traces once.
 
-    The same function for the same arguments, so that JAX traces it once.
+    Attributes:
+        at: the model, whose tapped outputs the head stands in for.
+        loss_fn: the user's.
+        example_axes: along which the loss is told apart.
     """
 
-    def loss(pooled: Array, head: Params, targets: Any) -> Array:
-        flat = pooled.reshape(*pooled.shape[:-2], -1)
-        return loss_fn(sites.apply_submodule(nn.Dense(width), head, flat), targets)
+    at: Model
+    loss_fn: LossFn
+    example_axes: int
 
-    return loss
+    def __call__(self, pooled: Array, head: Params, whatever: Any) -> Array:
+        """`[*batch, group, channel]` to what each example adds, `[*examples]`."""
+        targets, outputs = whatever
+        flat = pooled.reshape(*pooled.shape[:-2], -1)
+        rows = sites.apply_submodule(nn.Dense(head["bias"].shape[-1]), head, flat)
+        tapped = self.at.tapped(outputs)
+        sizes = [math.prod(like.shape[self.at.batch_axes :]) for like in tapped.values()]
+        parts = jnp.split(rows, np.cumsum(sizes)[:-1], axis=-1)
+        values = {
+            name: part.reshape(like.shape).astype(like.dtype)
+            for (name, like), part in zip(tapped.items(), parts, strict=True)
+        }
+        found = loss.as_loss(self.loss_fn(self.at.with_tapped(outputs, values), targets))
+        return loss.contributions(found, self.example_axes)
 
 
 def no_loss(outputs: Any, targets: Any) -> Array:

@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from dfa_jax.autodiff.objective import cut_gradients
+from dfa_jax.autodiff.site_gradients import cut_gradients
 from dfa_jax.rules.base import GradEstimate, SiteRule
 from dfa_jax.types import SiteArrays
 
@@ -18,13 +18,13 @@ class Shallow(SiteRule):
     pass alone.
     """
 
-    def send(self, key, model, rule_state, error, activities, targets) -> SiteArrays:
+    def send(self, key, model, rule_state, error, activities, targets, shares) -> SiteArrays:
         """Zeros."""
-        del key, model, rule_state, error, targets  # nothing reaches a site
+        del key, model, rule_state, error, targets, shares  # nothing reaches a site
         return jax.tree.map(jnp.zeros_like, activities)
 
-    def estimate(self, key, model, loss_fn, params, rule_state, batch) -> GradEstimate:
+    def estimate(self, model, objective, params, rule_state, batch, key, at=None) -> GradEstimate:
         """One cut forward pass and no local VJP, whose products would all be of zeros."""
-        forward_key, _ = jax.random.split(key)
-        found = cut_gradients(model, loss_fn, params, batch, key=forward_key)
-        return GradEstimate(*found, rule_state)
+        del key  # nothing is drawn
+        found = cut_gradients(model, objective, params, batch, at)
+        return found._replace(rule_state=rule_state)

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,12 +11,13 @@ from jax import flatten_util
 from jaxtyping import Array
 
 from dfa_jax.autodiff import forward
-from dfa_jax.autodiff.objective import HEADS, Losses, Reach, components
+from dfa_jax.autodiff.objective import HEADS, SHARED, Losses, Reach, components, present
+from dfa_jax.errors import InputError
 from dfa_jax.models.base import Model
 from dfa_jax.rules import draw
 from dfa_jax.rules.base import GradEstimate, ObjectiveRule
 from dfa_jax.tree import Flat, Path
-from dfa_jax.types import Batch, PRNGKey, SiteArrays
+from dfa_jax.types import Batch, PRNGKey
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,46 +58,57 @@ class WeightForwardGradient(ObjectiveRule):
         super().__post_init__()
         draw.check_draws(self.num_draws, self.clip)
 
-    def estimate_of(self, objective, key, model, params, rule_state, batch) -> GradEstimate:
-        """A `jax.jvp` a draw; the readout's gradient by itself."""
-        forward_key, noise_key = jax.random.split(key)
+    def estimate(self, model, objective, params, rule_state, batch, key, at=None) -> GradEstimate:
+        """A `jax.jvp` a draw; the readout's gradient by itself. No site is sent an error."""
+        del at
         flat = traverse_util.flatten_dict(params)
         exact = {path for path in flat if self.exact_readout and _above(model, path)}
         trunk = {path: leaf for path, leaf in flat.items() if path not in exact}
         top = {path: leaf for path, leaf in flat.items() if path in exact}
+        reach = objective.parameter_reach(model, list(trunk))
 
         def losses(trunk: Flat, top: Flat, batch: Batch, *, replicated: bool) -> Losses:
             whole = traverse_util.unflatten_dict(trunk | top)
-            return objective(model, whole, batch, {}, key=forward_key, replicated=replicated)
+            return objective(model, whole, batch, {}, replicated=replicated)
 
-        def guess(key: PRNGKey, batch: Batch) -> Flat:
-            reach = objective.parameter_reach(model, list(trunk))
-            return self._guess(key, trunk, reach, lambda t: losses(t, top, batch, replicated=True))
+        def guess(key: PRNGKey, batch: Batch) -> tuple[Flat, Array]:
+            def of_trunk(trunk: Flat) -> Losses:
+                return losses(trunk, top, batch, replicated=True)
+
+            plain = of_trunk(trunk)
+            return self._guess(key, trunk, present(reach, plain.terms), of_trunk, plain)
 
         def total(top: Flat) -> tuple[Array, Losses]:
             found = losses(trunk, top, batch, replicated=False)
             return found.total, found
 
-        guessed = self._each_example(guess)(noise_key, batch)
         grads, found = jax.grad(total, has_aux=True)(top)
+        guessed = self._each_example(guess, found)(key, batch)
         whole = traverse_util.unflatten_dict(guessed | grads)
-        return GradEstimate(found.mean, found.outputs, whole, rule_state)
+        return GradEstimate(
+            found.mean, found.outputs, whole, {}, found.state, found.weight, rule_state
+        )
 
-    def errors_of(self, objective, key, model, params, rule_state, batch, at=None) -> SiteArrays:
-        """None: no site is sent an error."""
-        del objective, key, model, params, rule_state, batch, at
-        return {}
-
-    def _each_example(self, guess: Callable[[PRNGKey, Batch], Flat]) -> Any:
+    def _each_example(
+        self, guess: Callable[[PRNGKey, Batch], tuple[Flat, Array]], found: Losses
+    ) -> Callable[[PRNGKey, Batch], Flat]:
         """The guess itself, or the mean of one an example, each from a key by its index."""
         if not self.per_example:
-            return guess
+            return lambda key, batch: guess(key, batch)[0]
+        if not found.example_axes or SHARED in found.terms:
+            raise InputError(
+                "per_example is true and wants the loss of each example alone; this one has no axis"
+                " of examples, or a term that belongs to none, or they are coupled"
+                " (independent_axes=0, as under batch statistics). Use per_example=False"
+            )
 
         def mean(key: PRNGKey, batch: Batch) -> Flat:
             number = len(jax.tree.leaves(batch.inputs)[0])
             keys = jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.arange(number))
             alone = jax.tree.map(lambda leaf: leaf[:, None], batch)  # batches of one example
-            return jax.tree.map(lambda leaf: leaf.mean(0), jax.vmap(guess)(keys, alone))
+            found, weights = jax.vmap(guess)(keys, alone)
+            shares = weights / jnp.where(weights.sum() == 0, 1, weights.sum())
+            return jax.tree.map(lambda leaf: jnp.tensordot(shares, leaf, 1), found)
 
         return mean
 
@@ -107,9 +118,9 @@ class WeightForwardGradient(ObjectiveRule):
         trunk: Flat,
         reach: dict[Path, tuple[Reach, ...]],
         losses: Callable[[Flat], Losses],
-    ) -> Flat:
-        """The estimate of the trunk's gradient."""
-        num_batch = jax.eval_shape(losses, trunk).outputs.ndim - 1
+        plain: Losses,
+    ) -> tuple[Flat, Array]:
+        """The estimate of the trunk's gradient, and the weight of the loss."""
 
         def one(key: PRNGKey) -> tuple[Flat, dict[str, Array]]:
             v = {
@@ -119,18 +130,20 @@ class WeightForwardGradient(ObjectiveRule):
             v = {path: v[path].astype(leaf.dtype) for path, leaf in trunk.items()}
             slopes = jax.jvp(lambda trunk: losses(trunk).terms, (trunk,), (v,))[1]
             known = {term.term: term for terms in reach.values() for term in terms}
-            slopes = {name: _total(slopes[name], known[name], num_batch) for name in known}
+            slopes = {
+                name: _total(slopes[name], term, plain.example_axes) for name, term in known.items()
+            }
             return v, {name: forward.clipped(slope, self.clip) for name, slope in slopes.items()}
 
         if self.combination == "projection":
             directions, slopes = forward.all_draws(one, key, self.num_draws)
-            return _project(directions, slopes, reach)
+            return _project(directions, slopes, reach), plain.weight
 
         def product(key: PRNGKey) -> Flat:
             v, slopes = one(key)
             return {path: v[path] * _slope_at(v[path].shape, slopes, reach[path]) for path in v}
 
-        return forward.mean_of_draws(product, key, self.num_draws, self.draws)
+        return forward.mean_of_draws(product, key, self.num_draws, self.draws), plain.weight
 
 
 def _above(model: Model, path: Path) -> bool:
@@ -138,13 +151,15 @@ def _above(model: Model, path: Path) -> bool:
     return path[0] == HEADS or path[:-1] in model.readout
 
 
-def _total(slope: Array, reach: Reach, num_batch: int) -> Array:
-    """`[*stack, *batch, *places]` to the mean over examples, by layer and group.
+def _total(slope: Array, reach: Reach, num_examples: int) -> Array:
+    """`[*stack, *examples, *places]` to the sum over examples, by layer and group.
 
     `[*stack, *group]`; losses of patches are added up: they share all weights.
     """
-    batch = tuple(range(reach.num_stack, reach.num_stack + num_batch))
-    slope = slope.mean(batch)
+    if reach.term == SHARED:
+        return slope
+    examples = tuple(range(reach.num_stack, reach.num_stack + num_examples))
+    slope = slope.sum(examples)
     last = slope.ndim - (reach.group_shape is not None)
     return slope.sum(tuple(range(reach.num_stack, last)))
 

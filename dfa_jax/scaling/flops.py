@@ -12,7 +12,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from dfa_jax.autodiff.sites import ErrorTap
+from dfa_jax.autodiff.site_gradients import ErrorTap
 from dfa_jax.errors import InputError, check_choices, unknown
 from dfa_jax.models.transformer import (
     EmbeddingCredit,

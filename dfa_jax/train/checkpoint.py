@@ -240,8 +240,9 @@ def _digest_of(leaf: Array) -> Array:
 
 
 def _parts(state: TrainState) -> dict[str, Any]:
-    """What is stored, by name; no `readout` where there is none."""
+    """What is stored, by name; no `readout` and no `model_state` where there is none."""
     parts = state._asdict()
-    if not jax.tree.leaves(state.readout):
-        del parts["readout"]
+    for name in ("readout", "model_state"):
+        if not jax.tree.leaves(parts[name]):
+            del parts[name]
     return parts

@@ -2,6 +2,7 @@
 
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -126,7 +127,7 @@ def _step(
 
 @functools.partial(jax.jit, static_argnames="program")
 def evaluate(
-    params: Params, data: Batch, readout: Params = (), *, program: Program
+    params: Params, data: Batch, readout: Params = (), model_state: Any = (), *, program: Program
 ) -> dict[str, Array]:
     """Mean loss and accuracy over a whole set, of the readout if the program has one."""
 
@@ -140,10 +141,11 @@ def evaluate(
         batch = jax.tree.map(lambda a: a[jnp.minimum(rows, number - 1)], data)
         batch = jax.lax.with_sharding_constraint(batch, sharding.over_batch(program.mesh))
         if program.readout:
-            outputs = program.readout.logits(readout, params, batch.inputs)
+            bound = program.model.bind(model_state, train=False)
+            outputs = program.readout.logits(readout, bound, params, batch.inputs)
             loss = softmax_cross_entropy(outputs, batch.targets)
         else:
-            outputs = program.model.apply(params, batch.inputs)
+            outputs = program.model.apply(params, batch.inputs, state=model_state)
             loss = LOSSES[program.loss](outputs, batch.targets)
         right = metrics.correct(outputs, batch.targets).astype(jnp.float32)
         found = {"loss": loss, "accuracy": right}
@@ -172,6 +174,6 @@ def measure_sites(state: TrainState, batch: Batch, *, program: Program) -> dict[
         sharding.gathered(program.mesh, tree) for tree in (state.params, state.rule_state)
     )
     found = metrics.site_metrics(
-        key, program.model, program.rule, loss_fn, params, rule_state, batch
+        key, program.model, program.rule, loss_fn, params, rule_state, state.model_state, batch
     )
     return _everywhere(found, program)

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from dfa_jax import metrics, tree
+from dfa_jax.autodiff import loss as losses
 from dfa_jax.autodiff.loops import loop_body
 from dfa_jax.data import EpochShuffle, Stream
 from dfa_jax.data.base import check_labels
@@ -168,14 +169,21 @@ def measure(
     seen, aligned = (jax.tree.map(lambda a, n=n: a[:n], data) for n in (num_examples, num_aligned))
 
     def one(state: TrainState) -> dict[str, Array]:
-        outputs = program.model.apply(state.params, seen.inputs)
-        found = {"train_loss": loss_fn(outputs, seen.targets).mean()}
+        outputs = program.model.apply(state.params, seen.inputs, state=state.model_state)
+        found = {"train_loss": losses.mean(losses.as_loss(loss_fn(outputs, seen.targets)))}
         if jnp.issubdtype(seen.targets.dtype, jnp.integer):
             wrong = ~metrics.correct(outputs, seen.targets)
             found["train_error"] = wrong.astype(jnp.float32).mean()
         key = jax.random.fold_in(state.key, state.step)
         return found | metrics.alignment_metrics(
-            key, program.model, program.rule, loss_fn, state.params, state.rule_state, aligned
+            key,
+            program.model,
+            program.rule,
+            loss_fn,
+            state.params,
+            state.rule_state,
+            state.model_state,
+            aligned,
         )
 
     return jax.vmap(one)(states) | similarity(states.params, program)

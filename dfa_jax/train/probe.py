@@ -40,6 +40,7 @@ def linear_probe(
     train: Batch,
     test: Batch,
     *,
+    model_state: Any = (),
     place: str = READOUT_PLACE,
     l2: float = 1e-4,
 ) -> Probe:
@@ -55,6 +56,7 @@ def linear_probe(
         params: its parameters; nothing moves them.
         train: inputs and integer targets `[n]` to fit to.
         test: those to measure on.
+        model_state: its other variables, if it has any.
         place: whose activity the features are, named as a credit site.
         l2: weight decay, at least so large that there is one minimum.
 
@@ -82,8 +84,10 @@ def linear_probe(
             f"all training examples of the probe have the label {labels[:1]}; expected at least two"
             " classes"
         )
-    at = place_readout(model.module, place, train.inputs)
-    seen, test_seen = (np.asarray(_all_features(at, params, b.inputs)) for b in (train, test))
+    at = place_readout(model, place)
+    seen, test_seen = (
+        np.asarray(_all_features(at, params, model_state, batch.inputs)) for batch in (train, test)
+    )
     if not (np.isfinite(seen).all() and np.isfinite(test_seen).all()):
         raise InputError(f"features at '{place}' are not finite; the model has diverged")
     mean, deviation = seen.mean(0, np.float64), seen.std(0, dtype=np.float64)
@@ -111,14 +115,14 @@ def _labels(targets: Any) -> np.ndarray:
 
 
 @functools.partial(jax.jit, static_argnames="at")
-def _all_features(at: Model, params: Params, inputs: Array) -> Array:
+def _all_features(at: Model, params: Params, model_state: Any, inputs: Array) -> Array:
     """Of a whole set, a batch at a time; the last one is filled up with the last example."""
     number = len(inputs)
     at_once = min(_BATCH, number)
     rows = np.minimum(np.arange(math.ceil(number / at_once) * at_once), number - 1)
 
     def some(rows: Array) -> Array:
-        return features(at, params, inputs[rows])
+        return features(at.bind(model_state, train=False), params, inputs[rows])
 
     found = jax.lax.map(loop_body(some), rows.reshape(-1, at_once))
     return found.reshape(len(rows), -1)[:number]

@@ -52,18 +52,20 @@ class Program:
     @property
     def parts(self) -> dict[str, Any]:
         """The keyword arguments of `train_step`."""
-        return {
-            **self.initial_parts,
-            "loss_fn": LOSSES[self.loss],
-            "views": self.views,
-            "num_parts": self.num_parts,
-        }
+        return {**self.initial_parts, "num_parts": self.num_parts}
 
     @property
     def initial_parts(self) -> dict[str, Any]:
         """The keyword arguments of `init_state`."""
         tx = self.optimizer.build(self.num_steps, self.model.readout)
-        return {"model": self.model, "rule": self.rule, "tx": tx, "readout": self.readout}
+        return {
+            "model": self.model,
+            "rule": self.rule,
+            "loss_fn": LOSSES[self.loss],
+            "tx": tx,
+            "readout": self.readout,
+            "views": self.views,
+        }
 
 
 def make_program(
@@ -86,7 +88,7 @@ def make_program(
     model = _checked_model(config, dataset, rows)
     if config.layer_axis > 1:
         _check_layers(config, model)
-    readout = _readout(config, dataset) if config.is_contrastive else None
+    readout = _readout(config, model, dataset) if config.is_contrastive else None
     return Program(
         model,
         config.rule,
@@ -148,10 +150,9 @@ def _checked_views(config: TrainConfig, dataset: Dataset) -> Views | None:
     return views
 
 
-def _readout(config: TrainConfig, dataset: Dataset) -> Readout:
+def _readout(config: TrainConfig, model: Model, dataset: Dataset) -> Readout:
     """The classifier of the features, for single images."""
-    example = jax.ShapeDtypeStruct((1, *dataset.train.inputs.shape[1:]), dataset.train.inputs.dtype)
-    at = place_readout(config.model, config.readout.place, example)
+    at = place_readout(model, config.readout.place)
     return Readout(at, dataset.num_classes, config.readout.learning_rate)
 
 
@@ -166,8 +167,7 @@ def _checked_model(config: TrainConfig, dataset: Dataset, rows: int) -> Model:
     )
     try:
         model = from_linen(config.model, config.sites, example, blocks=config.blocks)
-        params = jax.eval_shape(model.init, jax.random.key(0), example)
-        outputs = jax.eval_shape(model.apply, params, example)
+        params, _, outputs = jax.eval_shape(model.init_variables, jax.random.key(0), example)
     except InputError:
         raise
     except (ValueError, TypeError, ZeroDivisionError) as error:  # what Flax raises over bad sizes

@@ -2,9 +2,7 @@
 
 import dataclasses
 import math
-from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -13,7 +11,7 @@ from dfa_jax import metrics
 from dfa_jax.autodiff import sites
 from dfa_jax.errors import InputError, SiteError
 from dfa_jax.losses import softmax_cross_entropy
-from dfa_jax.models import Model, from_linen
+from dfa_jax.models import Model
 from dfa_jax.types import Batch, Metrics, Params
 
 READOUT_PLACE = "readout:input"
@@ -58,21 +56,23 @@ class Readout:
     num_classes: int
     learning_rate: float
 
-    def init(self, params: Params, inputs: Array) -> Params:
+    def init(self, model: Model, params: Params, inputs: Array) -> Params:
         """Zeros; of the arguments only shapes are read."""
-        seen = jax.eval_shape(lambda p, x: features(self.at, p, x), params, inputs)
+        seen = jax.eval_shape(lambda p, x: features(self._in(model), p, x), params, inputs)
         kernel = jnp.zeros((seen.shape[-1], self.num_classes))
         return {"kernel": kernel, "bias": jnp.zeros(self.num_classes)}
 
     def logits(
-        self, readout: Params, params: Params, inputs: Array
+        self, readout: Params, model: Model, params: Params, inputs: Array
     ) -> Float[Array, "batch classes"]:
-        """`h W + b`, with `h` the features; no derivative reaches `params`."""
-        return self._classify(readout, features(self.at, params, inputs))
+        """`h W + b`, with `h` the features of a bound model; no derivative reaches `params`."""
+        return self._classify(readout, features(self._in(model), params, inputs))
 
-    def step(self, readout: Params, params: Params, batch: Batch) -> tuple[Params, Metrics]:
+    def step(
+        self, readout: Params, model: Model, params: Params, batch: Batch
+    ) -> tuple[Params, Metrics]:
         """One step down the softmax cross-entropy; loss and accuracy are those before it."""
-        seen = features(self.at, params, batch.inputs)
+        seen = features(self._in(model), params, batch.inputs)
 
         def objective(readout: Params) -> tuple[Array, Array]:
             logits = self._classify(readout, seen)
@@ -83,20 +83,25 @@ class Readout:
         moved = jax.tree.map(lambda w, g: w - rate * g, readout, grads)
         return moved, {"loss": loss, "accuracy": metrics.correct(logits, batch.targets).mean()}
 
+    def _in(self, model: Model) -> Model:
+        """The place, for the pass that the model is bound for."""
+        return self.at.bind(model.state, key=model.key, train=model.train)
+
     def _classify(self, readout: Params, seen: Array) -> Array:
         return seen @ readout["kernel"] + readout["bias"][None]
 
 
-def place_readout(module: nn.Module, place: str, inputs: Any) -> Model:
-    """The module with the place as its only site.
+def place_readout(model: Model, place: str) -> Model:
+    """The model with the place as its only site.
 
     Raises:
         InputError: the module has no such place, or it is not one place outside of a stack.
     """
     try:
-        at = from_linen(module, place, inputs)
+        at = model.at(place)
     except SiteError as error:
-        raise InputError(f"no readout at '{place}' of {type(module).__name__}: {error}") from error
+        kind = type(model.module).__name__
+        raise InputError(f"no readout at '{place}' of {kind}: {error}") from error
     if len(at.sites) > 1 or at.places[0].stack:
         found = at.sites if len(at.sites) > 1 else "a stack of layers"
         raise InputError(
@@ -106,7 +111,10 @@ def place_readout(module: nn.Module, place: str, inputs: Any) -> Model:
 
 
 def features(at: Model, params: Params, inputs: Array) -> Float[Array, "batch feature"]:
-    """The activity at the only site, flat, in single precision at least; no derivative."""
+    """The activity at a bound model's only site, flat, in single precision at least.
+
+    No derivative passes it.
+    """
     _, found = sites.activities(at, params, inputs)
     h = jax.lax.stop_gradient(found[at.sites[0]]).reshape(len(inputs), -1)
     return h.astype(jnp.promote_types(h.dtype, jnp.float32))

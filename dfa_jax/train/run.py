@@ -330,7 +330,9 @@ class Run:
         """Mean loss and accuracy over the test set; its chunks count by their examples."""
         means = {"loss": 0.0, "accuracy": 0.0}
         for chunk in feed.chunks(self.data.test, self.everywhere):
-            found = compiled.evaluate(state.params, chunk, state.readout, program=self.program)
+            found = compiled.evaluate(
+                state.params, chunk, state.readout, state.model_state, program=self.program
+            )
             share = len(chunk.targets) / len(self.data.test.targets)
             means = {name: mean + share * float(found[name]) for name, mean in means.items()}
         return means
@@ -371,7 +373,8 @@ class Run:
         if isinstance(train, Stream) or isinstance(test, Stream):
             return {}
         place = self.config.readout.place
-        found = linear_probe(model, self.state.params, train, test, place=place)
+        state = self.state.model_state
+        found = linear_probe(model, self.state.params, train, test, model_state=state, place=place)
         return {
             "probe_train_accuracy": found.train_accuracy,
             "probe_test_accuracy": found.test_accuracy,

@@ -9,8 +9,10 @@ from jaxtyping import Array, Int
 
 from dfa_jax.models.base import Model
 from dfa_jax.rules import LearningRule
+from dfa_jax.rules.functional import init_from
 from dfa_jax.train.readout import Readout
-from dfa_jax.types import Batch, Params, PRNGKey, RuleState
+from dfa_jax.train.views import Views
+from dfa_jax.types import Batch, LossFn, Params, PRNGKey, RuleState
 
 
 class TrainState(NamedTuple):
@@ -23,6 +25,8 @@ class TrainState(NamedTuple):
         opt_state: Optax's.
         key: of the run; step `t` uses `fold_in(key, t)`.
         readout: kernel and bias of the online readout; `()` in a run that has none.
+        model_state: variables of the model besides its parameters, such as batch statistics; `()`
+            if it has none.
     """
 
     step: Int[Array, ""]
@@ -31,6 +35,7 @@ class TrainState(NamedTuple):
     opt_state: Any
     key: PRNGKey
     readout: Params = ()
+    model_state: Any = ()
 
 
 def init_state(
@@ -39,20 +44,28 @@ def init_state(
     *,
     model: Model,
     rule: LearningRule,
+    loss_fn: LossFn,
     tx: optax.GradientTransformation,
     feedback_key: PRNGKey | None = None,
     readout: Readout | None = None,
+    views: Views | None = None,
 ) -> TrainState:
-    """Draws parameters and the rule's state from separate keys.
+    """Draws parameters and the states of rule and model from separate keys.
 
     The parameters depend on the key alone, not on the rule: runs of one seed under several rules
     start from the same network. With `feedback_key` the rule's state depends on that one alone, and
     runs of several seeds can share their feedback. A `readout` starts at zero.
+
+    Raises:
+        InputError: model, loss, targets and rule do not fit together, see `rules.init`.
     """
     params_key, rule_key, run_key = jax.random.split(key, 3)
     if feedback_key is not None:
         rule_key = feedback_key
-    params, rule_state = rule.init(rule_key, model, model.init(params_key, batch.inputs), batch)
-    classifier = readout.init(params, batch.inputs) if readout else ()
-    step = jnp.zeros((), jnp.int32)
-    return TrainState(step, params, rule_state, tx.init(params), run_key, classifier)
+    seen = views(run_key, batch) if views else batch
+    start = init_from(rule, model, loss_fn, params_key, rule_key, seen)
+    params, rule_state, model_state = start
+    bound = model.bind(model_state, train=False)
+    classifier = readout.init(bound, params, batch.inputs) if readout else ()
+    step, opt_state = jnp.zeros((), jnp.int32), tx.init(params)
+    return TrainState(step, params, rule_state, opt_state, run_key, classifier, model_state)

@@ -1,6 +1,6 @@
 """One training step, the same pure function for every learning rule."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -10,12 +10,16 @@ from jaxtyping import Array, Float
 
 from dfa_jax import metrics, tree
 from dfa_jax.autodiff.loops import loop_body
+from dfa_jax.metrics import MetricFn
 from dfa_jax.models.base import Model
 from dfa_jax.rules import LearningRule
+from dfa_jax.rules.functional import estimate as estimate_gradients
 from dfa_jax.train.readout import Readout
 from dfa_jax.train.state import TrainState
 from dfa_jax.train.views import Views
-from dfa_jax.types import Batch, LossFn, Metrics, PRNGKey, RuleState
+from dfa_jax.types import Batch, LossFn, Metrics, PRNGKey
+
+_GRADIENTS = ""  # no metric has this name
 
 
 def train_step(
@@ -28,6 +32,7 @@ def train_step(
     tx: optax.GradientTransformation,
     views: Views | None = None,
     readout: Readout | None = None,
+    metric_fns: Mapping[str, MetricFn] | None = None,
     rate_factor: Float[Array, ""] | None = None,
     gather: Callable[[Any], Any] = lambda tree: tree,
     num_parts: int = 1,
@@ -37,61 +42,77 @@ def train_step(
     With `views` it trains on those of the batch; a `readout` takes a step too, on the features of
     the parameters before the update. A `rate_factor` multiplies the learning rate, or rather what
     the optimiser adds to the parameters. `gather` is applied to what the rule computes with, and to
-    its gradients. A batch in several parts gives their mean gradient, one after the other: less
-    memory, and the same update where the rule draws nothing.
+    its gradients. A batch in several parts gives their mean gradient, each by the weight of its
+    loss, one after the other: less memory, and the same update where the rule draws nothing; batch
+    statistics then move once a part.
 
     Returns:
-        The next state, and `loss` (mean over the batch) and, for integer targets, `accuracy`: the
-        readout's, if there is one.
+        The next state, and the step's `loss` and metrics: those of `metric_fns`, or, without any,
+        `accuracy` where the targets are one label for each row of the outputs; of a readout, if
+        there is one, its accuracy.
     """
     key = jax.random.fold_in(state.key, state.step)
     if views:
         batch = views(key, batch)
     whole, rule_state = gather(state.params), gather(state.rule_state)
 
-    def estimate(key, rule_state, batch):
-        found = rule.estimate(key, model, loss_fn, whole, rule_state, batch)
-        seen: Metrics = {"loss": found.loss}
-        if not readout and jnp.issubdtype(batch.targets.dtype, jnp.integer):
-            seen["accuracy"] = metrics.correct(found.outputs, batch.targets).mean()
-        return found.rule_state, (gather(found.grads), seen)
+    def estimate(key, carry, batch):
+        rule_state, model_state = carry
+        found = estimate_gradients(rule, model, loss_fn, whole, rule_state, model_state, batch, key)
+        seen = {} if readout else metrics.measured(metric_fns, found.outputs, batch.targets)
+        gradients = (gather(found.grads), found.loss), found.weight
+        return (found.rule_state, found.model_state), {_GRADIENTS: gradients, **seen}
 
-    rule_state, (grads, found) = _in_parts(estimate, num_parts, key, rule_state, batch)
+    carry = (rule_state, state.model_state)
+    (rule_state, model_state), means = _in_parts(estimate, num_parts, key, carry, batch)
+    (grads, loss), found = means.pop(_GRADIENTS), means
+    found["loss"] = loss
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     if rate_factor is not None:
         updates = jax.tree.map(lambda u: (rate_factor * u).astype(u.dtype), updates)
     params = optax.apply_updates(state.params, updates)
     classifier = state.readout
     if readout:
-        classifier, seen = readout.step(state.readout, whole, batch)
+        bound = model.bind(state.model_state, train=False)
+        classifier, seen = readout.step(state.readout, bound, whole, batch)
         found["accuracy"] = seen["accuracy"]
-    moved = (state.step + 1, params, rule_state, opt_state, state.key, classifier)
+    moved = (state.step + 1, params, rule_state, opt_state, state.key, classifier, model_state)
     return TrainState(*moved), found
 
 
 def _in_parts(
-    estimate: Callable[[PRNGKey, RuleState, Batch], tuple[RuleState, Any]],
+    estimate: Callable[[PRNGKey, Any, Batch], tuple[Any, dict[str, tuple[Any, Array]]]],
     num_parts: int,
     key: PRNGKey,
-    rule_state: RuleState,
+    carry: Any,
     batch: Batch,
-) -> tuple[RuleState, Any]:
-    """The last state, and the mean of what is estimated on each part of the batch."""
+) -> tuple[Any, dict[str, Any]]:
+    """The last carry, and the means, by their weights, of what is found on each part of a batch."""
     if num_parts == 1:
-        return estimate(key, rule_state, batch)
+        carry, found = estimate(key, carry, batch)
+        return carry, {name: value for name, (value, _) in found.items()}
 
     def rows(a: Array) -> Array:  # every num_parts-th row, so that a part has rows of each device
         return jnp.moveaxis(a.reshape(-1, num_parts, *a.shape[1:]), 1, 0)
 
-    def add(carry: tuple[RuleState, Any], part: tuple[Array, Batch]) -> tuple[Any, None]:
-        rule_state, total = carry
-        rule_state, found = estimate(jax.random.fold_in(key, part[0]), rule_state, part[1])
-        return (rule_state, tree.add(total, found)), None
+    def weighted(found):
+        return {
+            name: (jax.tree.map(lambda a, w=w: (w * a).astype(a.dtype), value), w)
+            for name, (value, w) in found.items()
+        }
+
+    def add(so_far: tuple[Any, Any], part: tuple[Array, Batch]) -> tuple[Any, None]:
+        carry, total = so_far
+        carry, found = estimate(jax.random.fold_in(key, part[0]), carry, part[1])
+        return (carry, tree.add(total, weighted(found))), None
 
     parts = jax.tree.map(rows, batch)  # [parts, batch / parts, ...]
     first = jax.tree.map(lambda a: a[0], parts)
-    _, shapes = jax.eval_shape(estimate, key, rule_state, first)
+    _, shapes = jax.eval_shape(estimate, key, carry, first)
     nothing = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
-    begin = (rule_state, nothing)
-    (rule_state, total), _ = jax.lax.scan(loop_body(add), begin, (jnp.arange(num_parts), parts))
-    return rule_state, jax.tree.map(lambda a: a / num_parts, total)
+    steps = (jnp.arange(num_parts), parts)
+    (carry, total), _ = jax.lax.scan(loop_body(add), (carry, nothing), steps)
+    return carry, {
+        name: jax.tree.map(lambda a, w=w: (a / jnp.where(w == 0, 1, w)).astype(a.dtype), value)
+        for name, (value, w) in total.items()
+    }

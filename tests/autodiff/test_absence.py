@@ -11,7 +11,14 @@ import pytest
 
 from dfa_jax import autodiff
 from dfa_jax.models import MLP
-from dfa_jax.rules import RULES, Backprop, DirectFeedbackAlignment, FeedbackAlignment, SiteRule
+from dfa_jax.rules import (
+    RULES,
+    Backprop,
+    DirectFeedbackAlignment,
+    FeedbackAlignment,
+    SiteRule,
+    functional,
+)
 from tests import helpers
 
 SITE_RULES = [name for name, kind in RULES.items() if issubclass(kind, SiteRule)]
@@ -76,7 +83,9 @@ def products(rule, case):
     params, state = helpers.started(rule, case)
     lowered = jax.jit(
         lambda params, state, batch: (
-            rule.estimate(jax.random.key(0), case.model, helpers.LOSS, params, state, batch).grads
+            functional.estimate(
+                rule, case.model, helpers.LOSS, params, state, (), batch, jax.random.key(0)
+            ).grads
         )
     ).lower(params, state, case.batch)
     return re.findall(
@@ -179,7 +188,7 @@ def test_nothing_leaks_across_a_site_of_a_third_party_module():
 
     @jax.jit
     def gradients(params):
-        send = lambda error, activities: drawn  # noqa: E731
+        send = lambda error, activities, shares: drawn  # noqa: E731
         return autodiff.site_gradients(case.model, helpers.LOSS, params, case.batch, send).grads
 
     before = gradients(case.params)

@@ -10,7 +10,7 @@ from dfa_jax import checks, losses, rules
 from dfa_jax.errors import SiteError
 from dfa_jax.models import Transformer, from_linen
 from dfa_jax.models.transformer import credit_sites
-from dfa_jax.rules import DirectFeedbackAlignment, base
+from dfa_jax.rules import DirectFeedbackAlignment, base, functional
 from tests import helpers
 from tests.train import small
 
@@ -43,7 +43,9 @@ def estimated(rule, model, params):
     def estimate(params):
         params, state = rule.init(jax.random.key(1), model, params, BATCH)
         key = jax.random.key(2)
-        return rule.estimate(key, model, losses.softmax_cross_entropy, params, state, BATCH)
+        return functional.estimate(
+            rule, model, losses.softmax_cross_entropy, params, state, (), BATCH, key
+        )
 
     return jax.jit(estimate)(params)
 

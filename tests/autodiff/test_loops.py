@@ -73,8 +73,8 @@ def lowered_evaluation():
 
 def lowered_probe():
     data = small.data(PROGRAM.mesh)
-    at = place_readout(ChannelsFirst(), "top", data.inputs)
-    return probe._all_features.lower(at, small.state(PROGRAM).params, data.inputs)
+    at = place_readout(PROGRAM.model, "top")
+    return probe._all_features.lower(at, small.state(PROGRAM).params, (), data.inputs)
 
 
 def lowered_draws():

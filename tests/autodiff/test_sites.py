@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from dfa_jax import autodiff, rules, tree
-from dfa_jax.autodiff import sites
 from dfa_jax.errors import SiteError
 from dfa_jax.models import MLP, from_linen
+from dfa_jax.rules import functional
 from tests import helpers
 from tests.helpers import LOSS
 
@@ -61,9 +61,9 @@ def test_true_errors_give_the_true_gradient(x64, case, tap):
 
     @jax.jit
     def run(params, batch):
-        errors = autodiff.chain_errors(case.model, LOSS, params, batch, {})
+        errors = autodiff.chain_gradients(case.model, LOSS, params, batch, {}).errors
         return autodiff.site_gradients(
-            case.model, LOSS, params, batch, lambda e, h: errors, error_tap=tap
+            case.model, LOSS, params, batch, lambda e, h, share: errors, error_tap=tap
         )
 
     found = run(case.params, case.batch)
@@ -82,7 +82,7 @@ def test_errors_match_one_vjp_per_segment(x64):
     drawn = {s: helpers.normals(np.zeros((16, 6)), i) for i, s in enumerate(case.model.sites)}
     found = jax.jit(
         lambda params, batch: autodiff.site_gradients(
-            case.model, LOSS, params, batch, lambda e, h: drawn
+            case.model, LOSS, params, batch, lambda e, h, share: drawn
         )
     )(p, case.batch)
 
@@ -108,8 +108,8 @@ def test_an_error_moves_its_own_segment_only():
 
     @jax.jit
     def run(params, batch, receiver):
-        def send(error, activities):
-            del error
+        def send(error, activities, shares):
+            del error, shares
             sites = enumerate(case.model.sites)
             return {site: jnp.ones_like(activities[site]) * (i == receiver) for i, site in sites}
 
@@ -143,8 +143,10 @@ def test_chain_errors_make_the_chain_rules_gradients(x64, rule, case):
     @jax.jit
     def run(params, state, batch):
         key = jax.random.key(3)
-        errors = rule.errors(key, case.model, LOSS, params, state, batch)
-        return sites.site_gradients(case.model, LOSS, params, batch, lambda e, h: errors).grads
+        errors = functional.estimate(rule, case.model, LOSS, params, state, (), batch, key).errors
+        return autodiff.site_gradients(
+            case.model, LOSS, params, batch, lambda e, h, share: errors
+        ).grads
 
     expected = helpers.estimate(rule, case, params, state).grads
     helpers.assert_close(run(params, state, case.batch), expected, 1e-12)
@@ -162,12 +164,12 @@ def test_errors_before_the_activation_sum_to_the_gradients_of_biases(x64, name, 
     case, rule = case(), rules.RULES[name]()
     params, state = helpers.started(rule, case)
     model = case.model
-    at = from_linen(model.module, list(model.linear_maps)[:-1], case.batch.inputs)
+    at = model.at(list(model.linear_maps)[:-1])
 
     @jax.jit
     def run(params, state, batch):
-        args = (jax.random.key(0), model, LOSS, params, state, batch)
-        return rule.errors(*args, at), rule.estimate(*args).grads
+        args = (rule, model, LOSS, params, state, (), batch, jax.random.key(0))
+        return functional.estimate(*args, at=at).errors, functional.estimate(*args).grads
 
     errors, grads = run(params, state, case.batch)
     for place, error in errors.items():
@@ -186,8 +188,8 @@ def test_errors_at_a_site_itself_are_those_sent(x64):
 
     @jax.jit
     def run(params, state, batch):
-        args = (jax.random.key(0), case.model, LOSS, params, state, batch)
-        return rule.errors(*args), rule.errors(*args, at)
+        args = (rule, case.model, LOSS, params, state, (), batch, jax.random.key(0))
+        return functional.estimate(*args).errors, functional.estimate(*args, at=at).errors
 
     sent, found = run(params, state, batch)
     np.testing.assert_array_equal(found["layer_0/Dense_0"], sent["layer_0/Dense_0"])
@@ -216,7 +218,7 @@ def test_errors_of_another_shape_are_refused():
 
         def run(params, wrong=wrong):
             return autodiff.site_gradients(
-                case.model, LOSS, params, case.batch, lambda e, h: wrong
+                case.model, LOSS, params, case.batch, lambda e, h, share: wrong
             ).grads
 
         with pytest.raises(
@@ -231,7 +233,7 @@ def test_last_hidden_tap_refuses_a_stack():
     with pytest.raises(SiteError, match=r"'layers', which is a stack"):
         jax.eval_shape(
             lambda params: autodiff.site_gradients(
-                case.model, LOSS, params, case.batch, lambda e, h: h, error_tap="last_hidden"
+                case.model, LOSS, params, case.batch, lambda e, h, share: h, error_tap="last_hidden"
             ),
             case.params,
         )
@@ -263,7 +265,9 @@ def test_rules_agree_on_dropout():
 
         @jax.jit
         def run(key, params, state, batch, rule=rule):
-            return rule.estimate(key, case.model, LOSS, params, state, batch).outputs
+            return functional.estimate(
+                rule, case.model, LOSS, params, state, (), batch, key
+            ).outputs
 
         same, other = (run(jax.random.key(i), params, state, case.batch) for i in (0, 1))
         outputs[name] = same
@@ -272,14 +276,14 @@ def test_rules_agree_on_dropout():
 
 
 def test_true_errors_give_the_true_gradient_under_dropout(x64):
-    """Exact equivalence: `chain_errors` and `site_gradients` with one key use one mask."""
+    """Exact equivalence: `chain_gradients` and `site_gradients` with one key use one mask."""
     case, key = dropped(), jax.random.key(7)
 
     @jax.jit
     def run(params, batch):
-        errors = autodiff.chain_errors(case.model, LOSS, params, batch, {}, key=key)
+        errors = autodiff.chain_gradients(case.model.bind(key=key), LOSS, params, batch, {}).errors
         return autodiff.site_gradients(
-            case.model, LOSS, params, batch, lambda e, h: errors, key=key
+            case.model.bind(key=key), LOSS, params, batch, lambda e, h, share: errors
         ).grads
 
     def objective(params):

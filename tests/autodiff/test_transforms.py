@@ -17,6 +17,7 @@ from dfa_jax.rules import (
     DirectFeedbackAlignment,
     FeedbackAlignment,
     WeightForwardGradient,
+    functional,
 )
 from dfa_jax.types import Batch
 from tests import helpers
@@ -133,13 +134,17 @@ def test_traces_cached_under_backprop_are_not_taken_for_cut_ones():
     @functools.partial(jax.jit, static_argnums=0)
     def both(rule, state):  # the raw jit's cached trace beside the rule's, under one more jit
         outputs = raw(variables, batch.inputs)
-        found = rule.estimate(jax.random.key(3), model, helpers.LOSS, params, state, batch)
+        found = functional.estimate(
+            rule, model, helpers.LOSS, params, state, (), batch, jax.random.key(3)
+        )
         return outputs, found
 
     for rule in (DirectFeedbackAlignment(), FeedbackAlignment()):
         _, state = helpers.started(rule, plain)
         expected = helpers.estimate(rule, plain, params, state).grads
-        eager = rule.estimate(jax.random.key(3), model, helpers.LOSS, params, state, batch).grads
+        eager = functional.estimate(
+            rule, model, helpers.LOSS, params, state, (), batch, jax.random.key(3)
+        ).grads
         helpers.assert_close(eager, expected, 1e-5)
         outputs, found = both(rule, state)
         helpers.assert_close(found.grads, expected, 1e-5)
@@ -156,8 +161,8 @@ def test_traces_cached_under_another_site_set_are_not_reused():
         case = plain._replace(model=from_linen(module, sites, batch.inputs))
         assert case.model.sites == plain.model.sites
         expected = helpers.estimate(rule, plain, plain.params, state).grads
-        found = rule.estimate(
-            jax.random.key(3), case.model, helpers.LOSS, case.params, state, batch
+        found = functional.estimate(
+            rule, case.model, helpers.LOSS, case.params, state, (), batch, jax.random.key(3)
         )
         helpers.assert_close(found.grads, expected, 1e-5)
         helpers.assert_close(helpers.estimate(rule, case, case.params, state).grads, expected, 1e-5)
@@ -212,7 +217,9 @@ def test_vmap_over_seeds_equals_a_loop(x64, rule):
 
     def run(params, state):
         key = jax.random.key(0)
-        return rule.estimate(key, case.model, helpers.LOSS, params, state, case.batch).grads
+        return functional.estimate(
+            rule, case.model, helpers.LOSS, params, state, (), case.batch, key
+        ).grads
 
     at_once = jax.jit(jax.vmap(run))(*jax.tree.map(lambda *leaves: np.stack(leaves), *seeds))
     one = jax.jit(run)
@@ -223,12 +230,16 @@ def test_vmap_over_seeds_equals_a_loop(x64, rule):
 
 @pytest.mark.parametrize("name", helpers.every_day(REPEATABLE))
 def test_tokens_are_examples(x64, name):
-    """Exact equivalence: `[B, T, D]` gives the gradients of the same rows as `[B * T, D]`."""
+    """Exact equivalence: `[B, T, D]` gives the gradients of the same rows as `[B * T, D]`, if it is
+    said that positions do not mix (to a gradient guess it matters)."""
     rule, flat = RULES[name](), helpers.scanned()
     x, labels = flat.batch
     batch = Batch(*map(jnp.asarray, (np.reshape(x, (4, 4, -1)), np.reshape(labels, (4, 4)))))
     tokens = flat._replace(
-        model=from_linen(flat.model.module, list(flat.model.sites), batch.inputs), batch=batch
+        model=from_linen(
+            flat.model.module, list(flat.model.sites), batch.inputs, independent_axes=2
+        ),
+        batch=batch,
     )
     params, state = helpers.started(rule, tokens)
     found = helpers.estimate(rule, tokens, params, state)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from dfa_jax.rules import RULES, SiteRule
+from dfa_jax.rules import RULES, SiteRule, functional
 from tests import helpers
 from tests.helpers import LOSS
 
@@ -49,10 +49,14 @@ class Prepared:
         self.params, self.state = helpers.started(self.rule, self.case)
 
         def estimate(key, params, state, batch):
-            return self.rule.estimate(key, self.case.model, LOSS, params, state, batch)
+            return functional.estimate(
+                self.rule, self.case.model, LOSS, params, state, (), batch, key
+            )
 
         def errors(key, params, state, batch):
-            return self.rule.errors(key, self.case.model, LOSS, params, state, batch)
+            return functional.estimate(
+                self.rule, self.case.model, LOSS, params, state, (), batch, key
+            ).errors
 
         estimate.__name__ = f"{name}_{kind}"  # Chex counts by source and name
         self.estimate, self.run = estimate, jax.jit(chex.assert_max_traces(estimate, n=1))

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from dfa_jax.models import MLP
-from dfa_jax.rules import RULES
+from dfa_jax.rules import RULES, functional
 from dfa_jax.types import Batch
 from tests import helpers
 from tests.helpers import LOSS
@@ -51,7 +51,7 @@ class Run:
 
         def step(carry, key):
             params, state, opt_state = carry
-            found = rule.estimate(key, case.model, LOSS, params, state, case.batch)
+            found = functional.estimate(rule, case.model, LOSS, params, state, (), case.batch, key)
             updates, opt_state = tx.update(found.grads, opt_state, params)
             params = optax.apply_updates(params, updates)
             lowest = jnp.abs(found.grads["layer_0"]["Dense_0"]["kernel"]).max()

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from dfa_jax import check_isolation
-from dfa_jax.autodiff.objective import chain_errors, deliver
+from dfa_jax.autodiff.objective import chain_gradients
+from dfa_jax.autodiff.site_gradients import deliver
 from dfa_jax.errors import SiteError
 from dfa_jax.models import Transformer, credit_sites, from_linen
 from dfa_jax.models.transformer import granularity_of
@@ -94,7 +95,7 @@ def test_true_errors_give_the_gradient(x64, granularity, form, scan):
 
     @jax.jit
     def gradients(params, batch):
-        sent = chain_errors(case.model, LOSS, params, batch, {})
+        sent = chain_gradients(case.model, LOSS, params, batch, {}).errors
         return deliver(case.model, LOSS, params, batch, sent).grads, helpers.backprop(case, params)
 
     helpers.assert_close(*gradients(case.params, case.batch), 1e-11)

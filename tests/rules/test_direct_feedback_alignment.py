@@ -92,7 +92,9 @@ def test_encoding_does_not_depend_on_the_batch_size(encoding):
     rule = DirectFeedbackAlignment(error_encoding=encoding)
     error = jax.random.normal(jax.random.key(0), (4, 2, 3)) / 8
     twice = jnp.concatenate([error, error]) / 2
-    np.testing.assert_array_equal(rule.encode(twice)[:4], rule.encode(error) / 2)
+    once, doubled = (jnp.full((len(e), 2), 1 / (2 * len(e))) for e in (error, twice))
+    found = rule.encode(twice, doubled)[:4]
+    np.testing.assert_array_equal(found, rule.encode(error, once) / 2)
 
 
 def test_linear_network_with_products_of_weights_equals_backprop(x64):

@@ -16,6 +16,7 @@ from dfa_jax.rules import (
     DirectRandomTargetProjection,
     FeedbackAlignment,
     FixedRandomSign,
+    functional,
 )
 from dfa_jax.types import Batch
 from tests import helpers
@@ -178,7 +179,9 @@ def test_regenerated_feedback_is_the_stored_one(name):
     def begun(rule):
         _, state = rule.init(jax.random.key(2), model, params, batch)
         key = jax.random.key(3)
-        return rule.estimate(key, model, helpers.LOSS, params, state, batch).grads, state
+        return functional.estimate(
+            rule, model, helpers.LOSS, params, state, (), batch, key
+        ).grads, state
 
     anew = dataclasses.replace(rule, feedback_storage="regenerated")
     (stored, _), (anew, state) = jax.jit(lambda: (begun(rule), begun(anew)))()
@@ -200,7 +203,9 @@ def test_regenerated_feedback_is_held_nowhere():
         def many(params, state):
             def step(_, params):
                 key = jax.random.key(0)
-                found = rule.estimate(key, model, helpers.LOSS, params, state, batch)
+                found = functional.estimate(
+                    rule, model, helpers.LOSS, params, state, (), batch, key
+                )
                 return jax.tree.map(lambda p, g: p - 0.1 * g, params, found.grads)
 
             return jax.lax.fori_loop(0, 10, step, params)

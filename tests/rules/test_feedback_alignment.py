@@ -118,9 +118,9 @@ def error_at_input(module):
     batch = Batch(x, jax.random.normal(jax.random.key(1), outputs.shape))
     case = helpers.made(Behind(module), "second:input", batch)
     _, state = helpers.started(FeedbackAlignment(), case)
-    errors = jax.jit(autodiff.chain_errors, static_argnums=(0, 1))(
+    errors = jax.jit(autodiff.chain_gradients, static_argnums=(0, 1))(
         case.model, inner_product, case.params, batch, state
-    )
+    ).errors
     return errors["second:input"], state["second"], batch.targets / 2
 
 

@@ -18,6 +18,7 @@ from dfa_jax.rules import (
     Backprop,
     LocalLosses,
     WeightForwardGradient,
+    functional,
 )
 from dfa_jax.types import Batch
 from tests import helpers
@@ -141,7 +142,7 @@ def scores(name, factor=1.0, num_draws=3000):
 
     @jax.jit
     def draw(key):
-        return rule.estimate(key, case.model, loss, params, (), case.batch).grads
+        return functional.estimate(rule, case.model, loss, params, (), (), case.batch, key).grads
 
     @jax.jit
     def moments(keys):
@@ -230,7 +231,9 @@ def test_variance_is_the_papers_formula(name):
             x_key, t_key, rule_key = jax.random.split(key, 3)
             x = mu + jax.random.normal(x_key, (N, p))
             t = nu + jax.random.normal(t_key, (N, q))
-            return rule.estimate(rule_key, model, inner, params, (), Batch(x, t)).grads["site"]
+            return functional.estimate(
+                rule, model, inner, params, (), (), Batch(x, t), rule_key
+            ).grads["site"]
 
         return jax.vmap(one)(jax.random.split(key, 60_000))["kernel"]
 
@@ -279,9 +282,15 @@ def test_a_while_loop_trains_without_reverse_mode():
 
 def sent(rule, case):
     """The errors of a rule without a state, in one program."""
-    return jax.jit(lambda *args: rule.errors(args[0], case.model, helpers.LOSS, *args[1:]))(
-        jax.random.key(0), case.params, (), case.batch
-    )
+
+    @jax.jit
+    def run(params, batch):
+        key = jax.random.key(0)
+        return functional.estimate(
+            rule, case.model, helpers.LOSS, params, (), (), batch, key
+        ).errors
+
+    return run(case.params, case.batch)
 
 
 def test_noise_is_shared_as_asked(x64):

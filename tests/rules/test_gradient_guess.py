@@ -8,7 +8,7 @@ import pytest
 
 from dfa_jax.errors import InputError
 from dfa_jax.models import MLP
-from dfa_jax.rules import GradientGuess
+from dfa_jax.rules import GradientGuess, functional
 from tests import helpers
 
 LOWER = ("layer_0", "layer_1")
@@ -53,7 +53,9 @@ def test_errors_are_projections_example_by_example(x64, guess):
 
     @jax.jit
     def errors(params, state, batch):
-        return rule.errors(jax.random.key(0), case.model, helpers.LOSS, params, state, batch)
+        return functional.estimate(
+            rule, case.model, helpers.LOSS, params, state, (), batch, jax.random.key(0)
+        ).errors
 
     @jax.jit
     def slopes(params, heads, batch):
@@ -145,7 +147,9 @@ def test_random_guesses_are_unbiased():
     case, rule = three(), GradientGuess(guess="random")
 
     def errors(key):
-        return rule.errors(key, case.model, helpers.LOSS, case.params, (), case.batch)["layer_0"]
+        return functional.estimate(
+            rule, case.model, helpers.LOSS, case.params, (), (), case.batch, key
+        ).errors["layer_0"]
 
     found = np.asarray(jax.jit(jax.vmap(errors))(jax.random.split(jax.random.key(0), 4000)), float)
     h, target, _ = written_out(case.params, {}, case.batch, 0)

@@ -6,7 +6,7 @@ import pytest
 
 from dfa_jax import tree
 from dfa_jax.errors import InputError
-from dfa_jax.rules import FeedbackAlignment, KolenPollack
+from dfa_jax.rules import FeedbackAlignment, KolenPollack, functional
 from dfa_jax.rules.base import kernels
 from tests import helpers
 
@@ -41,7 +41,9 @@ def test_difference_shrinks_by_one_minus_rate_times_decay(x64, case, rule_decay,
 
     @jax.jit
     def step(params, opt_state, batch):
-        grads = rule.estimate(jax.random.key(0), case.model, helpers.LOSS, params, (), batch).grads
+        grads = functional.estimate(
+            rule, case.model, helpers.LOSS, params, (), (), batch, jax.random.key(0)
+        ).grads
         updates, opt_state = tx.update(grads, opt_state, params)
         return optax.apply_updates(params, updates), opt_state
 
@@ -87,7 +89,7 @@ def test_alignment_rises_to_one():
     def train(params, batch):
         def step(params, _):
             key = jax.random.key(0)
-            found = rule.estimate(key, case.model, helpers.LOSS, params, (), batch)
+            found = functional.estimate(rule, case.model, helpers.LOSS, params, (), (), batch, key)
             return jax.tree.map(lambda leaf, g: leaf - 0.5 * g, params, found.grads), None
 
         return jax.lax.scan(step, params, length=500)[0]

@@ -1,6 +1,5 @@
 """Local losses by the chain rule: what they are, what they reach, and who pays for the heads."""
 
-import dataclasses
 import functools
 
 import jax
@@ -10,7 +9,7 @@ import pytest
 
 from dfa_jax.autodiff import sites
 from dfa_jax.errors import InputError
-from dfa_jax.losses import nt_xent, nt_xent_unstopped
+from dfa_jax.losses import nt_xent_unstopped
 from dfa_jax.models import LocalMixer
 from dfa_jax.rules import (
     ActivityForwardGradient,
@@ -18,6 +17,7 @@ from dfa_jax.rules import (
     FeedbackAlignment,
     LocalLosses,
     WeightForwardGradient,
+    functional,
 )
 from tests import helpers, reference
 
@@ -76,10 +76,10 @@ def test_heads_and_readout_learn_exactly():
 
 
 @functools.cache
-def mixer():
+def mixer(num=2):
     """Three blocks of two groups on four patches, as they start."""
     module = LocalMixer(3, 2, 8, 2, 3, zero_readout=False)
-    batch = helpers.images(num=2, shape=(4, 4, 2))
+    batch = helpers.images(num=num, shape=(4, 4, 2))
     case = helpers.made(module, "block_*/*_mixing", batch, blocks="block_*")
     params = jax.jit(case.model.init)(jax.random.key(1), batch.inputs)
     return case._replace(params=params)
@@ -98,7 +98,7 @@ def test_no_tangent_crosses_blocks_patches_or_groups():
     case = mixer()
     rule = LocalLosses(patchwise=True, num_groups=2)
     params, _ = helpers.started(rule, case)
-    objective = rule.objective(helpers.LOSS, case.model, case.batch)
+    objective = rule.objective(helpers.LOSS, case.model)
     shapes = sites.activity_shapes(case.model, params, case.batch.inputs)
     zeros = {site: np.zeros(a.shape, np.float32) for site, a in shapes.items()}
 
@@ -118,11 +118,20 @@ def test_no_tangent_crosses_blocks_patches_or_groups():
             np.testing.assert_array_equal(slopes[name], 0)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("options", [{}, {"normalize": True}, {"blockwise": False}])
-def test_aggregators_agree(options):
-    """Exact equivalence: fused and naive replicas make the same errors, draw by draw."""
-    case = mixer()
+@pytest.mark.parametrize(
+    ("options", "loss"),
+    [
+        pytest.param({}, helpers.LOSS, marks=pytest.mark.slow),
+        pytest.param({"normalize": True}, helpers.LOSS, marks=pytest.mark.slow),
+        pytest.param({"blockwise": False}, helpers.LOSS, marks=pytest.mark.slow),
+        ({}, nt_xent_unstopped),
+    ],
+    ids=["plain", "normalize", "one block", "coupled examples"],
+)
+def test_aggregators_agree(options, loss):
+    """Exact equivalence: fused and naive replicas make the same errors, draw by draw; of a loss that
+    couples examples too, whose slope is that of the whole batch."""
+    case = mixer(4)
     rules = [
         LocalLosses(
             ActivityForwardGradient(), patchwise=True, num_groups=2, aggregator=kind, **options
@@ -132,8 +141,8 @@ def test_aggregators_agree(options):
     params, _ = helpers.started(rules[0], case)
     fused, naive = (
         jax.jit(
-            lambda key, rule=rule: rule.errors(
-                key, case.model, helpers.LOSS, params, (), case.batch
+            lambda key, rule=rule: (
+                functional.estimate(rule, case.model, loss, params, (), (), case.batch, key).errors
             )
         )(jax.random.key(3))
         for rule in rules
@@ -146,27 +155,3 @@ def test_groups_must_divide_the_channels():
     case = helpers.mlp()
     with pytest.raises(InputError, match="num_groups is 3 and block 'layer_0' has 7 channels"):
         helpers.started(LocalLosses(num_groups=3), case)
-
-
-def test_a_loss_that_couples_examples_wants_the_naive_aggregator():
-    """Documented contract: the fused one would tell every example the slope of its own loss alone,
-    silently; the chain rule asks for no slopes and may have either."""
-    case, rule = helpers.mlp(), LocalLosses(estimator=ActivityForwardGradient(), patchwise=True)
-    params, _ = helpers.started(rule, case)
-
-    def traced(rule, loss):
-        return jax.eval_shape(
-            lambda params: (
-                rule.estimate(jax.random.key(0), case.model, loss, params, (), case.batch).loss
-            ),
-            params,
-        )
-
-    for rule_to_refuse in (rule, dataclasses.replace(rule, estimator=WeightForwardGradient())):
-        with pytest.raises(
-            InputError, match="aggregator is 'fused'.*couples examples; use.*'naive'"
-        ):
-            traced(rule_to_refuse, nt_xent_unstopped)
-    traced(dataclasses.replace(rule, aggregator="naive"), nt_xent_unstopped)
-    traced(LocalLosses(), nt_xent_unstopped)
-    traced(rule, nt_xent)

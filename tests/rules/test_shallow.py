@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 
+from dfa_jax.autodiff.objective import GlobalLoss
 from dfa_jax.models import MLP
 from dfa_jax.rules import DirectFeedbackAlignment, Shallow
 from dfa_jax.rules.base import SiteRule
@@ -40,8 +41,8 @@ def lowered(estimate, case):
     """The control's estimate, by its own method or by the one that sends what `send` answers."""
 
     def run(params, batch):
-        key = jax.random.key(3)
-        return estimate(Shallow(), key, case.model, helpers.LOSS, params, (), batch)
+        objective, key = GlobalLoss(helpers.LOSS), jax.random.key(3)
+        return estimate(Shallow(), case.model, objective, params, (), batch, key)
 
     return jax.jit(run).lower(case.params, case.batch)
 

@@ -17,6 +17,7 @@ from dfa_jax.rules import (
     LocalLosses,
     Shallow,
     WeightForwardGradient,
+    functional,
 )
 from dfa_jax.scaling import flops
 from dfa_jax.types import Batch
@@ -58,7 +59,9 @@ def compiled(module, arm, granularity, embedding, batch, time):
     )
 
     def gradients(key, params, state, data):
-        found = rule.estimate(key, model, losses.softmax_cross_entropy, params, state, data)
+        found = functional.estimate(
+            rule, model, losses.softmax_cross_entropy, params, state, (), data, key
+        )
         return found.loss, {name: g for name, g in found.grads.items() if is_trained(arm, name)}
 
     return hlo.dot_flops(gradients, key, params, state, data)

@@ -18,7 +18,7 @@ from dfa_jax.keys import named_key
 from dfa_jax.losses import LOSSES
 from dfa_jax.models import LocalMixer, from_linen
 from dfa_jax.optim import Optimizer
-from dfa_jax.rules import ActivityForwardGradient, Backprop, LocalLosses
+from dfa_jax.rules import ActivityForwardGradient, Backprop, LocalLosses, functional
 from dfa_jax.train import TrainConfig, checkpoint, compiled, fit, init_state, loop, sharding
 from dfa_jax.train.ensemble import fit_ensemble
 from dfa_jax.train.program import make_program
@@ -105,9 +105,9 @@ def test_both_views_of_an_image_get_the_same_noise():
     @jax.jit
     def sent(keys, images):
         batch = of.views(keys[0], images)
-        parts = of.model, loss, of.model.init(keys[1], batch.inputs), (), batch
+        parts = of.model, loss, of.model.init(keys[1], batch.inputs), (), (), batch, keys[2]
         rules = {name: ActivityForwardGradient(sharing=name) for name in ("pairs", "none")}
-        return {name: rule.errors(keys[2], *parts) for name, rule in rules.items()}
+        return {name: functional.estimate(rule, *parts).errors for name, rule in rules.items()}
 
     errors = sent(jax.random.split(jax.random.key(0), 3), stored(num=8))
     for site in of.model.sites:
@@ -158,7 +158,7 @@ def test_readout_leaves_the_network_alone():
 
     @jax.jit
     def begin(key, batch):
-        initial = ("model", "rule", "tx", "readout")
+        initial = ("model", "rule", "loss_fn", "tx", "readout")
         return init_state(key, batch, **{name: parts["slow"][name] for name in initial})
 
     @jax.jit
@@ -189,10 +189,10 @@ def test_a_plain_step_is_the_program_that_it_was():
 
     def as_before(state, batch):
         key = jax.random.fold_in(state.key, state.step)
-        found = of.rule.estimate(
-            key, of.model, parts["loss_fn"], state.params, state.rule_state, batch
+        found = functional.estimate(
+            of.rule, of.model, parts["loss_fn"], state.params, state.rule_state, (), batch, key
         )
-        right = (found.outputs.argmax(-1) == batch.targets).mean()
+        right = (found.outputs.argmax(-1) == batch.targets).astype(jnp.float32).mean()
         updates, opt_state = parts["tx"].update(found.grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         state = state._replace(

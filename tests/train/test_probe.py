@@ -97,7 +97,7 @@ def test_a_stack_of_layers_is_no_place():
     """Documented contract: a stacked place has as many features as layers."""
     case = helpers.scanned()
     with pytest.raises(InputError, match="'layers', which is a stack of layers; expected one sub"):
-        place_readout(case.model.module, "layers", case.batch.inputs)
+        place_readout(case.model, "layers")
 
 
 def test_readout_steps_down_the_gradient(x64):
@@ -106,9 +106,11 @@ def test_readout_steps_down_the_gradient(x64):
     model, params = trained()
     params = jax.tree.map(jnp.asarray, helpers.to_float64(params))
     batch = clusters(1, 30, 1.0)
-    at = place_readout(model.module, "readout:input", batch.inputs)
+    at = place_readout(model, "readout:input")
     readout = Readout(at, 3, learning_rate=0.3)
-    weights, seen = jax.jit(readout.step)(readout.init(params, batch.inputs), params, batch)
+    weights, seen = jax.jit(
+        lambda p: readout.step(readout.init(at, p, batch.inputs), at, p, batch)
+    )(params)
     np.testing.assert_allclose(seen["loss"], np.log(3), rtol=1e-12)
     np.testing.assert_allclose(seen["accuracy"], (batch.targets == 0).mean(), rtol=1e-12)
     dense = jax.tree.map(np.array, params)["layer_0"]["Dense_0"]
@@ -123,13 +125,13 @@ def test_readout_learns_what_is_separable():
     """Closed case: clouds far apart, read at the inputs, are all told apart after 200 steps."""
     model, params = trained()
     batch = clusters(1, 60, 10.0)
-    at = place_readout(model.module, "layer_0:input", batch.inputs)
+    at = place_readout(model, "layer_0:input")
     readout = Readout(at, 3, learning_rate=2.0)
 
     def step(weights, _):
-        return readout.step(weights, params, batch)
+        return readout.step(weights, at, params, batch)
 
-    start = readout.init(params, batch.inputs)
+    start = readout.init(at, params, batch.inputs)
     _, seen = jax.lax.scan(step, start, length=200)
     assert seen["accuracy"][-1] == 1
     assert seen["loss"][-1] < 0.2 * seen["loss"][0]
@@ -140,13 +142,13 @@ def test_no_derivative_reaches_the_network():
     run a supervised one."""
     model, params = trained()
     batch = clusters(1, 12, 1.0)
-    at = place_readout(model.module, "readout:input", batch.inputs)
+    at = place_readout(model, "readout:input")
     readout = Readout(at, 3, learning_rate=0.1)
-    weights = helpers.normals(readout.init(params, batch.inputs), 3)
+    weights = helpers.normals(readout.init(at, params, batch.inputs), 3)
 
     def total(params):
         logits, seen = (
-            readout.logits(weights, params, batch.inputs),
+            readout.logits(weights, at, params, batch.inputs),
             features(at, params, batch.inputs),
         )
         return jnp.square(logits).sum() + seen.sum()
@@ -178,7 +180,7 @@ def test_one_step_of_the_online_readout():
     at, params, _ = helpers.made(MLP((4,), 2), "readout:input", batch)
     readout, labels = Readout(at, num_classes=2, learning_rate=0.7), np.asarray(batch.targets)
     start = {"kernel": np.float32([[0.1, -0.2]] * 4), "bias": np.zeros(2, np.float32)}
-    step = jax.jit(lambda p: (*readout.step(start, p, batch), features(at, p, batch.inputs)))
+    step = jax.jit(lambda p: (*readout.step(start, at, p, batch), features(at, p, batch.inputs)))
     for length in (1.0, 10.0):
         moved, found, h = step(jax.tree.map(lambda w, length=length: length * w, params))
         h = np.asarray(h, np.float64)

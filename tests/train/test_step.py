@@ -13,7 +13,7 @@ from dfa_jax import losses
 from dfa_jax.data import ImageData
 from dfa_jax.models import MLP, from_linen
 from dfa_jax.optim import Optimizer
-from dfa_jax.rules import RULES, Backprop, GradEstimate, Shallow
+from dfa_jax.rules import RULES, Backprop, GradEstimate, Shallow, functional
 from dfa_jax.train import init_state, loop, train_step
 from dfa_jax.train import program as program_of
 from dfa_jax.types import Batch
@@ -49,6 +49,7 @@ def test_equals_a_hand_written_loop():
     parts = {
         "model": from_linen(module, "layer_0", batches[0].inputs),
         "rule": Backprop(),
+        "loss_fn": helpers.LOSS,
         "tx": tx,
     }
 
@@ -65,7 +66,7 @@ def test_equals_a_hand_written_loop():
 
     @jax.jit
     def step(state, batch):
-        return train_step(state, batch, loss_fn=helpers.LOSS, **parts)
+        return train_step(state, batch, **parts)
 
     state = jax.jit(lambda key, batch: init_state(key, batch, **parts))(
         jax.random.key(0), batches[0]
@@ -84,13 +85,11 @@ def test_equals_a_hand_written_loop():
 def test_no_accuracy_without_labels():
     """Oracle: the contract. A regression has no accuracy, and must not report one."""
     x = jnp.ones((4, 3))
-    model = from_linen(MLP((6,), 2), "layer_0", x)
-    parts = {"model": model, "rule": Backprop(), "tx": optax.sgd(0.1)}
+    model, loss = from_linen(MLP((6,), 2), "layer_0", x), losses.squared_error
+    parts = {"model": model, "rule": Backprop(), "loss_fn": loss, "tx": optax.sgd(0.1)}
     batch = Batch(x, jnp.zeros((4, 2)))
     state = jax.eval_shape(lambda key: init_state(key, batch, **parts), jax.random.key(0))
-    _, found = jax.eval_shape(
-        lambda state: train_step(state, batch, loss_fn=losses.squared_error, **parts), state
-    )
+    _, found = jax.eval_shape(lambda state: train_step(state, batch, **parts), state)
     assert set(found) == {"loss"}
 
 
@@ -102,7 +101,7 @@ def test_rules_of_one_seed_start_from_the_same_network():
 
     @jax.jit
     def start(key):
-        parts = {"model": model, "tx": optax.sgd(0.1)}
+        parts = {"model": model, "loss_fn": helpers.LOSS, "tx": optax.sgd(0.1)}
         states = {
             name: init_state(key, batch, rule=kind(), **parts) for name, kind in RULES.items()
         }
@@ -187,11 +186,12 @@ def test_rows_beyond_the_last_step_are_never_used(program):
 class KeyNoted(Shallow):
     """A rule whose state is the key that it was given last."""
 
-    def estimate(self, key, model, loss_fn, params, rule_state, batch):
+    def estimate(self, model, objective, params, rule_state, batch, key, at=None):
         """No gradient, no loss."""
         grads = jax.tree.map(jnp.zeros_like, params)
-        outputs = jnp.zeros((batch.targets.size, 3))
-        return GradEstimate(jnp.zeros(()), outputs, grads, jax.random.key_data(key))
+        outputs, nothing = jnp.zeros((batch.targets.size, 3)), jnp.zeros(())
+        noted = jax.random.key_data(key)
+        return GradEstimate(nothing, outputs, grads, {}, (), nothing, noted)
 
 
 def test_every_step_has_a_key_of_its_own():
@@ -200,13 +200,14 @@ def test_every_step_has_a_key_of_its_own():
     resumed."""
     batch = helpers.images(0, 4, (5,), 3)
     model = from_linen(MLP((6,), 3), "layer_0", batch.inputs)
-    parts = {"model": model, "rule": KeyNoted(), "tx": optax.sgd(0.1)}
+    parts = {"model": model, "rule": KeyNoted(), "loss_fn": helpers.LOSS, "tx": optax.sgd(0.1)}
     state = jax.jit(lambda key: init_state(key, batch, **parts))(jax.random.key(0))
-    step = jax.jit(lambda state: train_step(state, batch, loss_fn=helpers.LOSS, **parts))
+    step = jax.jit(lambda state: train_step(state, batch, **parts))
     run_key = state.key
     for t in range(3):
         state, _ = step(state)
-        expected = jax.random.key_data(jax.random.fold_in(run_key, t))
+        _, own = jax.random.split(jax.random.fold_in(run_key, t))  # the first is the model's
+        expected = jax.random.key_data(own)
         np.testing.assert_array_equal(state.rule_state, expected)
 
 
@@ -271,7 +272,8 @@ def test_parts_draw_noise_of_their_own():
     """Oracle: the mean of the parts' estimates, each written out with its rows and its key."""
     batch = helpers.images(0, 12, (5,), 3)
     model = from_linen(MLP((6,), 3), "layer_0", batch.inputs)
-    parts = {"model": model, "rule": RULES["weight_forward_gradient"](), "tx": optax.sgd(1.0)}
+    rule = RULES["weight_forward_gradient"]()
+    parts = {"model": model, "rule": rule, "loss_fn": helpers.LOSS, "tx": optax.sgd(1.0)}
 
     @jax.jit
     def both(key):
@@ -280,11 +282,11 @@ def test_parts_draw_noise_of_their_own():
         def part(i):
             rows = Batch(*(a[i::3] for a in batch))
             own = jax.random.fold_in(jax.random.fold_in(state.key, 0), i)
-            of = model, helpers.LOSS, state.params, state.rule_state, rows
-            return parts["rule"].estimate(own, *of).grads
+            of = model, helpers.LOSS, state.params, state.rule_state, (), rows, own
+            return functional.estimate(rule, *of).grads
 
         mean = jax.tree.map(lambda *a: sum(a) / 3, *map(part, range(3)))
-        after, _ = train_step(state, batch, loss_fn=helpers.LOSS, num_parts=3, **parts)
+        after, _ = train_step(state, batch, num_parts=3, **parts)
         return jax.tree.map(jnp.subtract, state.params, after.params), mean
 
     moved, mean = both(jax.random.key(0))
