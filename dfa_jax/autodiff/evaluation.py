@@ -177,7 +177,7 @@ def _alone(
 def _product(scope: _Scope, equation: core.JaxprEqn, place: int, matrix: Array) -> Array:
     """A product whose derivative by its data uses `matrix` in place of the weight at `place`."""
     run, reads, _ = _alone(scope.program.jaxpr, [equation])
-    values = {atom: scope.values[atom] for atom in reads}  # the sizes of ragged groups too
+    values: dict[Any, Any] = {atom: scope.values[atom] for atom in reads}  # sizes of groups too
     of_data, of_weight = equation.invars[1 - place], equation.invars[place]
 
     def apply(x: Any, weight: Any) -> Array:
@@ -217,8 +217,11 @@ def _aligned(values: Sequence[Any], seconds: Sequence[Any], fed: Sequence[bool])
 
 def _call(how, options, inner, values, seconds, fed) -> Rebuilt:
     """`jax.jit` in a program."""
-    run = functools.partial(how.run, inner[0])
-    run.__name__ = options.get("name", "call")
+
+    def run(values, seconds):
+        return how.run(inner[0], values, seconds)
+
+    run.__name__ = options.get("name", "call")  # profiles show it
     return jax.jit(run)(values, seconds)
 
 
@@ -240,13 +243,15 @@ def _cond(how, options, inner, values, seconds, fed) -> Rebuilt:
     branches = [branch(program) for program in inner]
     platforms = options.get("branches_platforms")
     if platforms is None:
-        return *jax.lax.switch(index, branches, operands, seconds[1:]), {}
+        found, second = jax.lax.switch(index, branches, operands, seconds[1:])
+        return found, second, {}
     by_name = {
         name: run
         for names, run in zip(platforms, branches, strict=True)
         for name in names or ("default",)
     }
-    return *jax.lax.platform_dependent(operands, seconds[1:], **by_name), {}
+    found, second = jax.lax.platform_dependent(operands, seconds[1:], **by_name)
+    return found, second, {}
 
 
 def _scan(how, options, inner, values, seconds, fed) -> Rebuilt:

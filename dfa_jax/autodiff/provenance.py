@@ -139,7 +139,7 @@ def meeting(program: Program, equation: core.JaxprEqn) -> Meeting | None:
         for i, kind in enumerate(kinds)
         if kind.is_weight and kind.level < level and _is_float(equation.invars[i].aval)
     ]
-    if not weights and name in PRODUCTS and all(kind.is_weight and kind.learns for kind in kinds):
+    if name in PRODUCTS and not weights and _are_merged(*kinds[:2]):
         return Meeting("merged", 0, kinds[0].owners | kinds[1].owners, error_passes=True)
     if not weights or name in (*_HARMLESS, *_ONE_BY_ONE):
         return None
@@ -158,7 +158,8 @@ def meeting(program: Program, equation: core.JaxprEqn) -> Meeting | None:
 
 def fan_in(product: core.JaxprEqn) -> int:
     """How many numbers are summed for one output of a product."""
-    left, right = (atom.aval.shape for atom in product.invars[:2])
+    avals: list[Any] = [atom.aval for atom in product.invars]
+    left, right = avals[0].shape, avals[1].shape
     options = product.params
     if product.primitive.name == "conv_general_dilated":
         return math.prod(right) // max(1, right[options["dimension_numbers"].rhs_spec[0]])
@@ -201,6 +202,12 @@ def _combine(equation: core.JaxprEqn, given: Sequence[Kind]) -> list[Kind]:
         for kind, atom in zip(given, equation.invars, strict=True)
     )
     return [_of_type(atom.aval, found, counts) for atom in equation.outvars]
+
+
+def _are_merged(left: Kind, right: Kind) -> bool:
+    """Whether a product is of two parameters that learn; of one with itself, it normalises."""
+    learn = left.learns and right.learns
+    return learn and left.is_weight and right.is_weight and left.owners != right.owners
 
 
 def _meets_selected(operands: Sequence[Kind]) -> bool:

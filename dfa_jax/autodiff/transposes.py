@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
 
 from dfa_jax.autodiff import provenance
 from dfa_jax.autodiff.evaluation import Evaluation, Substitute, Used
@@ -78,7 +77,7 @@ def with_feedback(
     params: Any,
     data: Any,
     rest: Any,
-    feedback: Mapping[Path, Array],
+    feedback: Mapping[Path, Any],
     substitute: Substitute | None = None,
 ) -> Any:
     """`function(params, data, rest)`, whose errors come back through feedback parameters.
@@ -110,7 +109,7 @@ def with_matrices(
     params: Any,
     data: Any,
     rest: Any,
-    feedback: Mapping[Path, Array],
+    feedback: Mapping[Path, Any],
     substitute: Substitute | None = None,
 ) -> tuple[Any, Used]:
     """As `with_feedback`, and of each parameter the weight and the matrix of its first product.
@@ -125,7 +124,7 @@ def _evaluate(
     params: Any,
     data: Any,
     rest: Any,
-    feedback: Mapping[Path, Array],
+    feedback: Mapping[Path, Any],
     substitute: Substitute | None,
     keep: bool,
 ) -> tuple[Any, Used]:
@@ -149,7 +148,7 @@ def _leaves(params: Any) -> list[tuple[Path, Any]]:
     ]
 
 
-def _check(params: Any, feedback: Mapping[Path, Array]) -> None:
+def _check(params: Any, feedback: Mapping[Path, Any]) -> None:
     """Refuses feedback that is not like a parameter."""
     shapes = {path: jnp.shape(leaf) for path, leaf in _leaves(params)}
     names = {path: "/".join(path) for path in [*shapes, *feedback]}
