@@ -149,11 +149,21 @@ def meeting(program: Program, equation: core.JaxprEqn) -> Meeting | None:
         return Meeting("product", weight, kinds[weight].owners, passes, fan_in(equation))
     if not any(_is_float(atom.aval) for atom in equation.outvars):
         return None
-    how = "entrywise" if name in _ENTRYWISE else "opaque"
     owners = frozenset().union(*(kinds[i].owners for i in weights))
-    return Meeting(
-        how, weight, owners, any(kind.learns for i, kind in enumerate(kinds) if i not in weights)
-    )
+    passes = any(kind.learns for i, kind in enumerate(kinds) if i not in weights)
+    if name in _ENTRYWISE:
+        return Meeting("entrywise", weight, owners, passes)
+    return Meeting("opaque", weight, owners, passes or _hides_layers(equation, kinds))
+
+
+def _hides_layers(equation: core.JaxprEqn, kinds: Sequence[Kind]) -> bool:
+    """Whether an error may pass a weight in a program that is not looked into by evaluation."""
+    for inner in core.jaxprs_in_params(equation.params):
+        if len(inner.invars) != len(kinds):  # a kernel, or a loop until something holds
+            return True
+        if any(one.error_passes for one in meetings(analyse(inner, kinds))):
+            return True
+    return False
 
 
 def fan_in(product: core.JaxprEqn) -> int:
