@@ -223,7 +223,9 @@ def own_kernels():
     def function(p, data, mask):
         h = jnp.tanh(jax.checkpoint(lambda x, W: x @ W.T)(data["x"], p["first"]))
         h = jnp.tanh(h @ jax.jit(standardised)(p["second"]).T)
-        h = jnp.tanh(h @ jnp.where(mask, 2 * p["third"], 0))
+        few = data["sizes"][0] < 5
+        third = jax.lax.cond(few, lambda W: 2 * W, jnp.ones_like, p["third"])  # chosen by data
+        h = jnp.tanh(h @ jnp.where(mask, third, 0))
         h = jnp.tanh(jnp.einsum("bi,bio->bo", h, p["experts"][data["expert"]]))
         h = jnp.tanh(jax.lax.ragged_dot(h, p["groups"], data["sizes"]))
         chosen = jax.nn.one_hot(data["expert"], 3, dtype=h.dtype)
@@ -541,13 +543,13 @@ def test_programs_that_are_not_looked_into_are_opaque():
             out_specs=PartitionSpec("data"),
         )(x, p["U"], p["V"])
         once = own(own(x, p["first"]), p["second"])
-        more = jax.lax.while_loop(lambda h: h.sum() < 1, lambda h: h @ p["loop"], x @ p["start"])
+        more = jax.lax.while_loop(lambda h: h.sum() < 1, lambda h: h @ p["loop"], x)
         return parts + once + more
 
-    names = ("U", "V", "first", "second", "loop", "start")
+    names = ("U", "V", "first", "second", "loop")
     params = dict.fromkeys(names, np.ones((3, 3), np.float32))
     found = find_maps(function, params, np.ones((2, 3), np.float32), None)
-    assert found.maps == ((("start",), 3),)
+    assert found.maps == ()
     assert set(found.opaque) == {(name,) for name in ("U", "V", "second", "loop")}
 
 
