@@ -268,7 +268,10 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("name", helpers.at_night(CASES, *(set(CASES) - {"plain lstm"})))
+EVERY_DAY = set(CASES) - {"plain lstm", "gru"}  # which repeat the other cell
+
+
+@pytest.mark.parametrize("name", helpers.at_night(CASES, *EVERY_DAY))
 def test_every_map_written_out(name, x64):
     """Independent implementation: the model by hand, every map as `f(x, W) + f(x, B) - f(x, B)`.
 
@@ -281,7 +284,7 @@ def test_every_map_written_out(name, x64):
     feedback = {one.path: tree.get(B, one.path) for one in found.maps}
 
     @jax.jit
-    def run(params, data, feedback, B):
+    def run(params, data, feedback):
         def loss(y):
             return jnp.sin(y).sum()
 
@@ -291,21 +294,15 @@ def test_every_map_written_out(name, x64):
         def plain(p):
             return loss(case.function(p, data, case.rest))
 
-        return (
-            jax.value_and_grad(ours)(params),
-            plain(params),
-            jax.grad(plain)(params),
-        )
+        return jax.value_and_grad(ours)(params), plain(params)
 
     def theirs(p):
         return jnp.sin(case.written(p, B, case.data)).sum()
 
-    (value, grads), plain, true = run(case.params, case.data, feedback, B)
+    (value, grads), plain = run(case.params, case.data, feedback)
     expected = jax.jit(jax.value_and_grad(theirs))(case.params)
     helpers.assert_identical(value, plain)
     helpers.assert_close((value, grads), expected, 1e-11)
-    differs = jax.tree.map(lambda a, b: np.abs(a - b).max() > 1e-6, grads, true)
-    assert any(jax.tree.leaves(differs))  # else there would be nothing to see
 
 
 def test_multilayer_perceptron_in_numpy(x64):
@@ -690,6 +687,8 @@ def test_matrices_that_were_used():
         h, _ = jax.lax.scan(lambda h, W: (h @ (2 * W).T @ p["V"].T, None), x, p["W"])
         return h @ p["V"]
 
+    found = find_maps(function, params, normal(5, 4), None)
+    assert found.maps == ((("W",), 4), (("V",), 2))  # as it is used first
     feedback = {(name,): one for name, one in B.items()}
     halved = lambda W, B, fan_in: B / fan_in  # noqa: E731
     run = jax.jit(lambda p, x: with_matrices(function, p, x, None, feedback, halved))
