@@ -19,7 +19,11 @@ from dfa_jax.errors import InputError, unknown
 from dfa_jax.tree import Path
 
 Function = Callable[[Any, Any, Any], Any]
-"""`function(params, data, rest)`: of a nested dict, of a batch, and of all that is neither."""
+"""`function(params, data, rest)`: of a nested dict, of a batch, and of all that is neither.
+
+A batch has to come in as `data`: what is in `rest`, or closed over, counts as constant, and a
+product of a parameter by a constant is a weight, whose own transpose stays.
+"""
 
 
 class LinearMap(NamedTuple):
