@@ -34,6 +34,48 @@ class Sabotage(NamedTuple):
 
 
 SABOTAGES = {
+    "the true transpose of any map": Sabotage(
+        "autodiff/evaluation.py",
+        "terms.append(apply(x_dot, matrix))",
+        "terms.append(apply(x_dot, weight))",
+        "tests/autodiff/test_transposes.py -k written_out",
+    ),
+    "feedback past what is made of it": Sabotage(
+        "autodiff/evaluation.py",
+        "found = run(*(self.seconds.get(atom, self.values[atom]) for atom in reads))",
+        "found = run(*(self.values[atom] for atom in reads))",
+        "tests/autodiff/test_transposes.py -k written_out",
+    ),
+    "signs of feedback for those of the kernel": Sabotage(
+        "autodiff/evaluation.py",
+        "matrix = self.substitute(weight, matrix, met.fan_in)",
+        "matrix = self.substitute(matrix, matrix, met.fan_in)",
+        "tests/autodiff/test_transposes.py -k signs",
+    ),
+    "a branch without feedback": Sabotage(
+        "autodiff/evaluation.py",
+        "(value if second is None else second) if is_fed else None",
+        "value if is_fed else None",
+        "tests/autodiff/test_transposes.py -k unrolls",
+    ),
+    "a carry is what it begins as": Sabotage(
+        "autodiff/provenance.py",
+        "if after == carry:",
+        "if True:",
+        "tests/autodiff/test_transposes.py -k written_out",
+    ),
+    "layers hidden in a program": Sabotage(
+        "autodiff/provenance.py",
+        "passes or _hides_layers(equation, kinds)",
+        "passes",
+        "tests/autodiff/test_transposes.py -k looked_into",
+    ),
+    "a scale that nobody names": Sabotage(
+        "autodiff/provenance.py",
+        '_ENTRYWISE = ("mul", "div",',
+        '_ENTRYWISE = ("mul",',
+        "tests/autodiff/test_transposes.py -k has_a_name",
+    ),
     "reverse B": Sabotage(
         "autodiff/feedback.py",
         "return jnp.tensordot(error.astype(feedback.dtype), feedback, axes=1)",
