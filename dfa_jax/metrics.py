@@ -13,7 +13,6 @@ from dfa_jax.autodiff import loss as losses
 from dfa_jax.autodiff import sites
 from dfa_jax.models.base import Model
 from dfa_jax.rules import Backprop, LearningRule
-from dfa_jax.rules.base import kernels
 from dfa_jax.rules.functional import estimate
 from dfa_jax.types import Batch, Loss, LossFn, Params, PRNGKey, RuleState
 
@@ -169,7 +168,7 @@ def site_metrics(
         found |= _by_layer("gradient_alignment_spread", site, alignment.spread)
         found |= _by_layer("error_norm", site, _example_norm(errors[site], **axes))
         found |= _by_layer("gradient_norm", site, _example_norm(reference[site], **axes))
-    aligned = rule.weight_alignment(model, params, rule_state)
+    aligned = rule.weight_alignment(bound, params, rule_state, batch)
     found |= {f"weight_alignment/{name}": value for name, value in aligned.items()}
     for path, leaf in jax.tree.leaves_with_path(params):
         name = "/".join(part.key for part in path)
@@ -197,7 +196,7 @@ def alignment_metrics(
 
     Source: Refinetti et al. (2021), arXiv 2011.12428, and the code published with it.
     """
-    at = model.at(list(model.linear_maps)[:-1])
+    at = model.at(called_maps(model)[:-1])
 
     def errors_of(rule, rule_state):
         given = (params, rule_state, model_state, batch, key)
@@ -216,12 +215,17 @@ def alignment_metrics(
             for side in (errors, reference)
         )
         found["preactivation_alignment"] = error_alignment(every, every_reference).mean
-    targets = rule.weight_targets(model, params, rule_state)
-    if targets:
-        forward = kernels(model, params)
-        found |= {f"weight_alignment/{n}": tree.cosine(forward[n], t) for n, t in targets.items()}
-        found["weight_alignment"] = tree.cosine({n: forward[n] for n in targets}, targets)
+    bound = model.bind(model_state, key=jax.random.split(key)[0])
+    if pairs := rule.weight_targets(bound, params, rule_state, batch):
+        found |= {f"weight_alignment/{name}": tree.cosine(*pair) for name, pair in pairs.items()}
+        weights, targets = ({n: pair[side] for n, pair in pairs.items()} for side in (0, 1))
+        found["weight_alignment"] = tree.cosine(weights, targets)
     return found
+
+
+def called_maps(model: Model) -> list[str]:
+    """Names of the linear maps that are submodules, in forward order: places of pre-activations."""
+    return [name for name in model.linear_maps if name in model.survey.values]
 
 
 def _example_norm(x: Array, num_stack: int, num_batch: int) -> Float[Array, "*stack"]:

@@ -186,7 +186,7 @@ def test_weight_alignment_where_the_rule_defines_it(case):
     expected = cosines(np.ravel(kernel), np.ravel(B))
     np.testing.assert_allclose(found["weight_alignment/readout"], expected, atol=1e-6)
     for rule in (Backprop(), Shallow()):
-        assert rule.weight_alignment(case.model, case.params, ()) == {}
+        assert rule.weight_alignment(case.model, case.params, (), case.batch) == {}
 
 
 @pytest.mark.parametrize("options", [{}, {"feedback_scaling": "none", "feedback_scale": 0.1}])

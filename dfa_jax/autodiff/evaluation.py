@@ -16,8 +16,8 @@ from jax.extend import core
 from jax.extend.core import primitives
 from jaxtyping import Array
 
-from dfa_jax.autodiff import provenance
-from dfa_jax.autodiff.provenance import DATA, Kind, Meeting, Program
+from dfa_jax.models import provenance
+from dfa_jax.models.provenance import DATA, Kind, Meeting, Program
 from dfa_jax.tree import Path
 
 Substitute = Callable[[Array, Array, int], Array]

@@ -1,20 +1,13 @@
 r"""Backward passes with random projections in place of transposes, by `jax.custom_vjp`.
 
 `project` is the arithmetic of direct feedback; `collect` is direct feedback alignment for a forward
-pass of the user's own, with nothing else of this library; `swap_transpose` gives one linear map
-another matrix for its backward pass.
+pass of the user's own, with nothing else of this library.
 """
 
-import dataclasses
-from collections.abc import Callable
-from typing import Any
-
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from dfa_jax.models.survey import LINEAR_MAPS
 from dfa_jax.types import SiteArrays
 
 
@@ -77,50 +70,3 @@ def _collect_backward(saved, error):
 
 
 collect.defvjp(_collect_forward, _collect_backward)
-
-
-def swap_transpose(
-    module: nn.Module, forward: Callable[..., Array], args: tuple, kwargs: dict, kernel: Array
-) -> Array:
-    """A linear module's output; its input's gradient goes through `kernel` in place of its own.
-
-    With `y = W x + b`, the parameters get their true gradient from `dL/dy`, and `x` gets
-    `B^T dL/dy`, where `B` is the same map (dense, convolution with its strides and padding, ...)
-    with the given kernel.
-    """
-    (x,) = (*args, *kwargs.values())  # a linear map has one argument
-    if not jnp.issubdtype(x.dtype, jnp.inexact):
-        return forward(x)  # no gradient goes to integers
-    linear = _same_map(module)
-
-    @jax.custom_vjp
-    def swap(y, x, kernel):
-        del x, kernel  # only the backward pass reads them
-        return y
-
-    def swap_forward(y, x, kernel):
-        del x  # a linear map's transpose does not depend on it
-        return y, kernel
-
-    def swap_backward(kernel, error):
-        def substitute(x):  # the kernel may have another precision than the module's
-            return linear(kernel, x).astype(error.dtype)
-
-        pull = jax.linear_transpose(substitute, jax.ShapeDtypeStruct(x.shape, x.dtype))
-        (x_error,) = pull(error)
-        return error, x_error, jnp.zeros_like(kernel)
-
-    swap.defvjp(swap_forward, swap_backward)
-    y = forward(jax.lax.stop_gradient(x))
-    return swap(y, x, kernel)
-
-
-def _same_map(module: nn.Module) -> Callable[[Array, Array], Array]:
-    """The module's linear map as a function of kernel and input, without the bias."""
-    kind: Any = next(base for base in type(module).__mro__ if base in LINEAR_MAPS)
-    names = [
-        f.name for f in dataclasses.fields(kind) if f.init and f.name not in ("parent", "name")
-    ]
-    options = {name: getattr(module, name) for name in names} | {"use_bias": False}
-    plain = kind(**options, parent=None)
-    return lambda kernel, x: plain.apply({"params": {"kernel": kernel}}, x)

@@ -16,6 +16,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array
 
 from dfa_jax.errors import SiteError
+from dfa_jax.models.provenance import scan_sizes
 
 LAYER_AXIS = "layer"
 """The axis of a device mesh over which layers are split, where the mesh has it."""
@@ -70,8 +71,8 @@ def _is_independent(equation: core.JaxprEqn) -> bool:
     """Whether it is a loop in which no step reads what the step before has handed on."""
     if equation.primitive is not primitives.scan_p:
         return False
-    body, first = equation.params["jaxpr"].jaxpr, equation.params["num_consts"]
-    carries = body.invars[first : first + equation.params["num_carry"]]
+    body, (first, number) = equation.params["jaxpr"].jaxpr, scan_sizes(equation.params)
+    carries = body.invars[first : first + number]
     read = [*(atom for one in body.eqns for atom in one.invars), *body.outvars]
     return not any(atom is carry for atom in read for carry in carries)
 
@@ -91,8 +92,8 @@ def _as_written(program: core.Jaxpr, equation: core.JaxprEqn, inputs: Sequence[A
 
 def _at_once(options: dict[str, Any], inputs: Sequence[Any]) -> list[Array]:
     """All steps of an independent loop, by its equation's options; the last one's carry is its."""
-    num_carry = options["num_carry"]
-    first_row = options["num_consts"] + num_carry
+    num_consts, num_carry = scan_sizes(options)
+    first_row = num_consts + num_carry
     step = core.jaxpr_as_fun(options["jaxpr"])
     shared, rows = inputs[:first_row], _split(inputs[first_row:])  # rows: [layers, ...] each
     found = jax.vmap(lambda *row: step(*shared, *row))(*rows)

@@ -5,6 +5,7 @@ Backpropagation and its kin descend the total; a forward gradient listens to the
 
 import abc
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -13,6 +14,7 @@ from jaxtyping import Array, Float
 
 from dfa_jax.autodiff import loss as losses
 from dfa_jax.autodiff import sites
+from dfa_jax.autodiff.transposes import Substitute, with_feedback
 from dfa_jax.models.base import Model
 from dfa_jax.tree import Path
 from dfa_jax.types import Batch, LossFn, Params, RuleState, SiteArrays
@@ -204,23 +206,30 @@ def chain_gradients(
     loss: LossFn | Objective,
     params: Params,
     batch: Batch,
-    feedback: dict[str, Array],
+    feedback: Mapping[str, Array],
     *,
+    substitute: Substitute | None = None,
     at: Model | None = None,
 ) -> GradEstimate:
     """Gradients by the chain rule, with other matrices in its backward pass.
 
-    `feedback` has a kernel for each linear map that is to have another one; with none this is
-    backpropagation. The errors are the chain's `dL/dh_l` at every site, or at the sites of `at`,
+    `feedback` has an array like the parameter for each linear map that is to have another matrix,
+    by its name, and `substitute` makes that matrix, see `transposes.with_feedback`; with none this
+    is backpropagation. The errors are the chain's `dL/dh_l` at every site, or at the sites of `at`,
     the same module with others.
     """
-    places = at or model
+    objective, places, maps = as_objective(loss), at or model, model.linear_maps
+    matrices = {maps[name].path: B for name, B in feedback.items()}
+
+    def losses(params, batch, perturbations):
+        return objective(model, params, batch, sites.at_sites(places, "perturb", perturbations))
 
     def total(params, perturbations):
-        orders = sites.merge_orders(
-            sites.feedback_orders(model, feedback), sites.at_sites(places, "perturb", perturbations)
-        )
-        found = as_objective(loss)(model, params, batch, orders)
+        if matrices:
+            given = (losses, params, batch, perturbations)
+            found = with_feedback(*given, matrices, substitute)
+        else:
+            found = losses(params, batch, perturbations)
         return found.total, found
 
     zeros = sites.zero_activities(places, params, batch.inputs)

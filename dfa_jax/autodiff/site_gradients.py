@@ -15,7 +15,7 @@ from jaxtyping import Array
 
 from dfa_jax import tree
 from dfa_jax.autodiff import layers, loss, sites
-from dfa_jax.autodiff.objective import GlobalLoss, GradEstimate, Objective, as_objective
+from dfa_jax.autodiff.objective import GradEstimate, Objective, as_objective
 from dfa_jax.errors import SiteError
 from dfa_jax.models.base import Model
 from dfa_jax.types import Batch, LossFn, Params, SiteArrays
@@ -29,7 +29,7 @@ Backward = Literal["sequential", "layer_parallel"]
 
 def site_gradients(
     model: Model,
-    loss_fn: LossFn | GlobalLoss,
+    loss_fn: LossFn | Objective,
     params: Params,
     batch: Batch,
     send: Callable[[Array, SiteArrays, Array], SiteArrays],
@@ -120,7 +120,7 @@ def _movable(outputs: Any) -> dict[str, Array]:
 
 
 def _loss_and_error(
-    objective: GlobalLoss, model: Model, passed: sites.Passed, batch: Batch, movable: Any
+    objective: Objective, model: Model, passed: sites.Passed, batch: Batch, movable: Any
 ) -> tuple[GradEstimate, dict[str, Array], Array]:
     """The loss with what has been sown, its derivative by the outputs, and each row's share."""
     front = next(iter(model.tapped(passed.outputs).values())).shape[: model.batch_axes]
@@ -137,7 +137,7 @@ def _loss_and_error(
 
 
 def cut_gradients(
-    model: Model, loss_fn: LossFn | GlobalLoss, params: Params, batch: Batch, at: Model | None
+    model: Model, loss_fn: LossFn | Objective, params: Params, batch: Batch, at: Model | None
 ) -> GradEstimate:
     """GradEstimate of the graph that is cut at every site, where nothing is sent.
 

@@ -14,10 +14,9 @@ carries the orders out; activities leave through the `intermediates` collection.
 | `perturb` (zeros like `h`) | go on with `h`, and with the derivative of `h + p` |
 | `cut` | go on with `stop_gradient(h)` |
 | `record` | nothing |
-| `feedback` (array like the kernel) | the map's transpose in the backward pass uses this kernel |
 
-A value with any of the first four is recorded as it is before the cut. Several at one site are
-carried out in this sequence.
+A value with any of these is recorded as it is before the cut. Several at one site are carried out
+in this sequence.
 """
 
 from typing import Any, NamedTuple
@@ -28,7 +27,6 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from dfa_jax import tree
-from dfa_jax.autodiff import feedback
 from dfa_jax.errors import SiteError
 from dfa_jax.models.base import Model, Site, is_array_of_floats
 from dfa_jax.models.survey import given, in_raw_transform, raw_transform
@@ -38,7 +36,7 @@ _ORDERS = "dfa_jax_orders"
 _RECORD = "dfa_jax_record_"
 
 Orders = dict[tuple[str, ...], dict[str, Any]]
-"""What to do at which submodule: path -> {"output" or "input" -> {order: array}, "feedback": B}."""
+"""What to do at which submodule: path -> {"output" or "input" -> {order: array}}."""
 
 
 class Passed(NamedTuple):
@@ -123,10 +121,7 @@ def merge_orders(left: Orders, right: Orders) -> Orders:
     merged = dict(left)
     for path, order in right.items():
         mine = merged.get(path, {})
-        merged[path] = mine | {
-            place: mine.get(place, {}) | new if place != "feedback" else new
-            for place, new in order.items()
-        }
+        merged[path] = mine | {place: mine.get(place, {}) | new for place, new in order.items()}
     return merged
 
 
@@ -144,11 +139,6 @@ def cut_orders(model: Model) -> Orders:
     return at_sites(model, "cut", {site: jnp.zeros(at.stack) for site, at in model.where.items()})
 
 
-def feedback_orders(model: Model, feedback: dict[str, Array]) -> Orders:
-    """The feedback kernels as orders to their linear maps."""
-    return {model.linear_maps[name].path: {"feedback": B} for name, B in feedback.items()}
-
-
 def _carry_out(next_fun, args, kwargs, context):
     """The interceptor: follows the orders that it finds beside the submodule's parameters."""
     module = context.module
@@ -159,10 +149,7 @@ def _carry_out(next_fun, args, kwargs, context):
         changed = _visit(module, key, orders[key], given(args, kwargs))
         args = tuple(changed[str(i)] for i in range(len(args)))
         kwargs = {name: changed[name] for name in kwargs}
-    if "feedback" in orders:
-        outputs = feedback.swap_transpose(module, next_fun, args, kwargs, orders["feedback"])
-    else:
-        outputs = next_fun(*args, **kwargs)
+    outputs = next_fun(*args, **kwargs)
     for key in (key for key in orders if key.startswith("output")):
         outputs = _visit(module, key, orders[key], outputs)
     return outputs

@@ -11,7 +11,8 @@ from jaxtyping import Array
 
 from dfa_jax import errors
 from dfa_jax.keys import named_key
-from dfa_jax.tree import leaf_names, with_leaves
+from dfa_jax.models.maps import LinearMap
+from dfa_jax.tree import Path, leaf_names, with_leaves
 from dfa_jax.types import Params, PRNGKey
 
 Call = Callable[[Any, Any, bool], Any]
@@ -37,13 +38,6 @@ class Site(NamedTuple):
     def key(self) -> str:
         """Place and leaf in one word."""
         return f"{self.place}:{self.leaf}" if self.leaf else self.place
-
-
-class LinearMap(NamedTuple):
-    """A submodule with a `kernel`; `fan_in` counts the inputs of one unit."""
-
-    path: tuple[str, ...]
-    fan_in: int
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -72,7 +66,9 @@ class Model:
         sites: names of the credit sites in forward order: `"block_0"` is the output of that
             submodule, `"block_0:input"` its input.
         places: where each site is, in the same order.
-        maps: the dense and convolutional submodules in forward order.
+        maps: the parameters in whose products errors travel, in forward order: chain rules
+            (feedback alignment and its kin) give each another matrix for the way back.
+        unswapped: parameters that an error passes otherwise, which chain rules do not replace.
         blocks: names of the places where a block ends: local losses sit there, and greedy learning
             cuts there. They are the sites unless given.
         readout: submodules with parameters that are called above the last site and block.
@@ -90,9 +86,10 @@ class Model:
     tap: tuple[str, ...]
     batch_axes: int
     independent_axes: int
+    maps: tuple[LinearMap, ...]
+    unswapped: tuple[Path, ...]
     sites: tuple[str, ...]
     places: tuple[Site, ...]
-    maps: tuple[LinearMap, ...]
     blocks: tuple[str, ...]
     readout: tuple[tuple[str, ...], ...]
     homes: tuple[tuple[tuple[str, ...], str], ...]
@@ -130,7 +127,7 @@ class Model:
     @property
     def linear_maps(self) -> dict[str, LinearMap]:
         """The linear maps by name, in forward order."""
-        return {"/".join(linear_map.path): linear_map for linear_map in self.maps}
+        return {linear_map.name: linear_map for linear_map in self.maps}
 
     def at(self, sites: str | Sequence[str], *, blocks: str | Sequence[str] = ()) -> "Model":
         """The same module, called in the same way, with other sites.

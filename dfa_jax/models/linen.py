@@ -4,6 +4,7 @@ import dataclasses
 import inspect
 import re
 from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
 from typing import Any
 
 import flax.linen as nn
@@ -12,7 +13,9 @@ from flax.errors import InvalidRngError
 
 from dfa_jax import errors
 from dfa_jax.models.base import Call, Model, described, float_leaves, stream_keys
+from dfa_jax.models.maps import Found, find_maps, named_leaves
 from dfa_jax.models.survey import Survey
+from dfa_jax.tree import Path
 
 _IN_TRAINING = ("train", "training", "is_training")
 _IN_EVALUATION = ("deterministic", "use_running_average")
@@ -34,6 +37,7 @@ def from_linen(
     tap: str | Sequence[str] = (),
     batch_axes: int | None = None,
     independent_axes: int | None = None,
+    true_transpose: str | Sequence[str] = (),
 ) -> Model:
     """Turns any Linen module, unchanged, into a `Model` with credit sites.
 
@@ -69,6 +73,9 @@ def from_linen(
             where batch statistics couple the examples. 2 lets a forward gradient tell the positions
             of `[batch, time, ...]` apart, and holds only where no position's loss depends on
             another position's activities.
+        true_transpose: parameters that chain rules are to leave alone, by path or glob pattern
+            (`"block_*/scale"`): an error passes them as in backpropagation. The scales of Flax's
+            normalisations are among them anyway.
 
     Raises:
         SiteError: a name matches no submodule, a site is called twice, is the model's output, sits
@@ -77,7 +84,8 @@ def from_linen(
         InputError: `module` is no Linen module; its variables change their shapes in a pass; there
             is no output, axis or collection as named.
 
-    >>> model = from_linen(nn.Sequential([nn.Dense(8), nn.Dense(2)]), "layers_0", jnp.ones((1, 3)))
+    >>> module, x = nn.Sequential([nn.Dense(8), nn.Dense(2)]), jax.numpy.ones((1, 3))
+    >>> model = from_linen(module, "layers_0", x)
     >>> model.sites
     ('layers_0',)
     """
@@ -88,8 +96,9 @@ def from_linen(
     survey = Survey(module, call, given, taps).take(inputs)
     _check_taps(survey.outputs, taps)
     state = _State(survey, call, sown)
-    moved, asked = _asked(lambda names: state.after(inputs, names, True), given)
-    _, asked_in_evaluation = _asked(lambda names: state.after(inputs, names, False), ())
+    (found, moved), asked = _asked(lambda names: state.trained(inputs, names), given)
+    _, asked_in_evaluation = _asked(lambda names: state.evaluated(inputs, names), ())
+    kept = _accepted(true_transpose, survey)
     collections = state.collections(moved)
     axes = _shared_axes(survey.outputs, taps) if batch_axes is None else batch_axes
     coupled = survey.has_batch_statistics
@@ -106,6 +115,12 @@ def from_linen(
         tap=taps,
         batch_axes=axes,
         independent_axes=independent,
+        maps=tuple(one for one in found.maps if one.path not in kept),
+        unswapped=tuple(
+            path
+            for path in (*found.entrywise, *found.opaque)
+            if path not in kept and path[:-1] not in survey.norms
+        ),
         survey=survey,
         **survey.placed(sites, blocks),
     )
@@ -177,21 +192,49 @@ class _State:
                 known = sorted(self.others)
                 raise errors.InputError(errors.unknown("collection of sown losses", name, known))
 
-    def after(self, inputs: Any, streams: tuple[str, ...], train: bool) -> dict[str, Any]:
-        """The abstract collections after a pass."""
-        kept = {k: v for k, v in self.others.items() if k not in self.auxiliary}
-        mutable = [*self.others] if train else []
+    def trained(self, inputs: Any, streams: tuple[str, ...]) -> tuple[Found, dict[str, Any]]:
+        """The linear maps that data meets in a training pass, and the collections after it."""
+        mutable = [*self.others, "intermediates"]
+
+        def once(params, inputs, rest):
+            kept, key = rest
+            outputs, after = self._call(params, kept, inputs, stream_keys(streams, key), mutable)
+            return list(float_leaves(outputs).values()), after
+
+        found, (_, after) = find_maps(
+            once,
+            self.survey.variables["params"],
+            inputs,
+            (self._kept, self._key),
+            self.survey.num_stack,
+        )
+        return found, after
+
+    def evaluated(self, inputs: Any, streams: tuple[str, ...]) -> None:
+        """Tries a pass in evaluation."""
 
         def once(params, kept, key, inputs):
-            keys = stream_keys(streams, key)
-            variables = {"params": params, **kept}
-            found = self.survey.module.apply(
-                variables, inputs, train, rngs=keys, mutable=mutable or False, method=self.call
-            )
-            return found[1] if mutable else {}
+            self._call(params, kept, inputs, stream_keys(streams, key), None)
 
-        key = jax.eval_shape(lambda: jax.random.key(0))
-        return jax.eval_shape(once, self.survey.variables["params"], kept, key, inputs)
+        jax.eval_shape(once, self.survey.variables["params"], self._kept, self._key, inputs)
+
+    @property
+    def _kept(self) -> dict[str, Any]:
+        return {k: v for k, v in self.others.items() if k not in self.auxiliary}
+
+    @property
+    def _key(self) -> Any:
+        return jax.eval_shape(lambda: jax.random.key(0))
+
+    def _call(self, params: Any, kept: Any, inputs: Any, keys: Any, mutable: Any) -> Any:
+        return self.survey.module.apply(
+            {"params": params, **kept},
+            inputs,
+            mutable is not None,
+            rngs=keys,
+            mutable=mutable or False,
+            method=self.call,
+        )
 
     def collections(self, after: Mapping[str, Any]) -> tuple[str, ...]:
         """Those that are state; refuses one that changes its shapes but by sowing."""
@@ -209,6 +252,25 @@ class _State:
                     " same shapes and types, which a step can carry on"
                 )
         return tuple(sorted(found))
+
+
+def _accepted(patterns: str | Sequence[str], survey: Survey) -> set[Path]:
+    """The parameters that any pattern matches.
+
+    Raises:
+        InputError: a pattern matches none.
+    """
+    paths = [path for path, _ in named_leaves(survey.variables["params"])]
+    found: set[Path] = set()
+    for pattern in _names(patterns):
+        wanted = pattern.split("/")
+        chosen = [p for p in paths if len(p) == len(wanted) and all(map(fnmatchcase, p, wanted))]
+        if not chosen:
+            raise errors.InputError(
+                errors.unknown("parameter", pattern, ["/".join(path) for path in paths])
+            )
+        found.update(chosen)
+    return found
 
 
 def _layout(tree: Any) -> Any:

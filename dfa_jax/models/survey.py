@@ -1,7 +1,6 @@
 """What one abstract forward pass of a Linen module shows: its places, and what is there."""
 
 import fnmatch
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,10 +10,17 @@ import jax.numpy as jnp
 from flax.core import meta, tracers
 
 from dfa_jax import errors
-from dfa_jax.models.base import Call, LinearMap, Site, described, float_leaves, stream_keys
+from dfa_jax.models.base import Call, Site, described, float_leaves, stream_keys
 
-LINEAR_MAPS = (nn.DenseGeneral, nn.Dense, nn.ConvTranspose, nn.Conv)
-"""Linen modules that map their input linearly by one parameter named `kernel` (plus a bias)."""
+NORMS = (
+    nn.BatchNorm,
+    nn.LayerNorm,
+    nn.GroupNorm,
+    nn.RMSNorm,
+    nn.InstanceNorm,
+    nn.PReLU,
+)
+"""Modules whose parameters scale activations entry by entry: they keep their true transpose."""
 
 _MARK = "dfa_jax_mark"
 _INPUT = ":input"
@@ -28,7 +34,7 @@ class Survey:
             sites without a leaf.
         outputs: the module's, without numbers.
         variables: its variables, without numbers and marks.
-        linear_maps: the dense and convolutional submodules.
+        norms: submodules whose parameters scale activations: normalisations, and PReLU.
         has_batch_statistics: whether a `BatchNorm` read those of the batch.
     """
 
@@ -52,7 +58,7 @@ class Survey:
 
     def _forget(self) -> None:
         self.values: dict[str, Any] = {}  # in forward order
-        self.linear_maps: dict[tuple[str, ...], LinearMap] = {}
+        self.norms: set[tuple[str, ...]] = set()
         self.called_twice: set[str] = set()
         self.uncarried: set[str] = set()
         self.untied: set[str] = set()
@@ -113,14 +119,18 @@ class Survey:
         if isinstance(module, nn.BatchNorm):
             frozen = kwargs.get("use_running_average", module.use_running_average)
             self.has_batch_statistics |= not frozen
-        if isinstance(module, LINEAR_MAPS):
-            self.linear_maps[path] = LinearMap(path, _fan_in(module))
+        if isinstance(module, NORMS):
+            self.norms.add(path)
         return outputs
 
     def _overlooked(self, variables: dict[str, Any]) -> bool:
         """Whether a submodule has variables and yet was not seen: `nn.jit` had its trace cached."""
         owners = owners_of(variables.get("params", {}))
         return any(path and "/".join(path) not in self.values for path in owners)
+
+    def num_stack(self, path: tuple[str, ...]) -> int:
+        """Layer axes in front of a parameter."""
+        return max(0, len(_mark_shape(self.marked, "params", path[:-1])) - 1)
 
     def placed(self, sites: str | Sequence[str], blocks: str | Sequence[str]) -> dict[str, Any]:
         """The attributes of a `Model` that follow from its sites and blocks."""
@@ -131,7 +141,6 @@ class Survey:
         for name in ends:
             self._site(name)  # for its checks
         own = owners_of(self.variables["params"])  # not those of another module applied inside
-        maps = tuple(found for path, found in self.linear_maps.items() if path in own)
         once = own - {tuple(name.split("/")) for name in self.called_twice}
         spans = _spans(called, once)
         last = max(called.index(_split(name)[0]) for name in (*names, *ends))
@@ -139,7 +148,6 @@ class Survey:
         return {
             "sites": names,
             "places": places,
-            "maps": maps,
             "blocks": ends,
             "readout": tuple(path for path, span in spans.items() if span.start >= last),
             "homes": tuple((path, block) for path, block in homes if block is not None),
@@ -304,12 +312,3 @@ def owners_of(tree: Any) -> set[tuple[str, ...]]:
     """Paths of the submodules that have an array of their own in a nested dict."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {tuple(key.key for key in path[:-1]) for path, _ in leaves}
-
-
-def _fan_in(module: nn.Module) -> int:
-    """Inputs of one unit: the kernel's leading axes, without those of the features."""
-    shape = jnp.shape(meta.unbox(module.get_variable("params", "kernel")))
-    num_feature_axes = 1 if isinstance(module.features, int) else len(module.features)
-    batch_dims = getattr(module, "batch_dims", ())  # of DenseGeneral: a matrix for each
-    num_batch = 1 if isinstance(batch_dims, int) else len(batch_dims)
-    return math.prod(shape[num_batch:-num_feature_axes])

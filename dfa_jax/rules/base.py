@@ -16,8 +16,9 @@ from dfa_jax.autodiff.objective import GlobalLoss as GlobalLoss
 from dfa_jax.autodiff.objective import GradEstimate as GradEstimate
 from dfa_jax.autodiff.objective import Objective, chain_gradients
 from dfa_jax.autodiff.site_gradients import Backward, ErrorTap, site_gradients
-from dfa_jax.errors import check_choices
-from dfa_jax.models.base import Model
+from dfa_jax.autodiff.transposes import with_matrices
+from dfa_jax.errors import InputError, check_choices
+from dfa_jax.models.base import Model, float_leaves
 from dfa_jax.types import Batch, Params, PRNGKey, RuleState, SiteArrays
 
 
@@ -62,19 +63,21 @@ class LearningRule(abc.ABC):
         """
 
     def weight_targets(
-        self, model: Model, params: Params, rule_state: RuleState
-    ) -> dict[str, Array]:
-        """What each kernel aligns with under this rule, by linear map; empty where undefined."""
-        del model, params, rule_state  # undefined unless the rule says otherwise
+        self, model: Model, params: Params, rule_state: RuleState, batch: Batch
+    ) -> dict[str, tuple[Array, Array]]:
+        """Each weight, as it is applied, and what it aligns with under this rule, by linear map.
+
+        Empty where undefined. Of the batch nothing but shapes matters.
+        """
+        del model, params, rule_state, batch  # undefined unless the rule says otherwise
         return {}
 
     def weight_alignment(
-        self, model: Model, params: Params, rule_state: RuleState
+        self, model: Model, params: Params, rule_state: RuleState, batch: Batch
     ) -> dict[str, Float[Array, ""]]:
-        """Cosine between each kernel and its target, by linear map."""
-        forward = kernels(model, params)
-        targets = self.weight_targets(model, params, rule_state)
-        return {name: tree.cosine(forward[name], target) for name, target in targets.items()}
+        """Cosine between each weight and its target, by linear map."""
+        pairs = self.weight_targets(model, params, rule_state, batch)
+        return {name: tree.cosine(*pair) for name, pair in pairs.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,29 +136,72 @@ class ObjectiveRule(LearningRule):
 
 @dataclasses.dataclass(frozen=True)
 class ChainRule(ObjectiveRule):
-    """A rule that keeps the chain and replaces the transpose of every linear map but by name."""
+    """A rule that keeps the chain and replaces the transpose of every linear map but by name.
+
+    A linear map is a product of data by something made of parameters alone, whichever module wrote
+    it (`models.maps`). A normalisation's scale keeps its true transpose.
+    """
+
+    def init(self, key, model, params, batch) -> tuple[Params, RuleState]:
+        """The parameters as they are, and no state.
+
+        Raises:
+            InputError: an error passes parameters in another way than by a product.
+        """
+        del key, batch
+        check_swapped(model)
+        return params, ()
 
     @abc.abstractmethod
     def feedback(
         self, key: PRNGKey, model: Model, params: Params, rule_state: RuleState
     ) -> dict[str, Array]:
-        """The kernel whose transpose carries the error back, by linear map, like its own kernel."""
+        """An array like the parameter of each linear map, by its name.
+
+        A weight that is made of parameters has the matrix on the way back that is made in the same
+        way of these.
+        """
+
+    def substitute(self, weight: Array, feedback: Array, fan_in: int) -> Array:
+        """The matrix on the way back, of the weight as it is applied, and what feedback makes."""
+        del weight, fan_in
+        return feedback
 
     def estimate(self, model, objective, params, rule_state, batch, key, at=None) -> GradEstimate:
         """The gradient of the objective with the substituted transposes."""
         feedback = self.feedback(key, model, params, rule_state)
-        found = chain_gradients(model, objective, params, batch, feedback, at=at)
+        given = (model, objective, params, batch, feedback)
+        found = chain_gradients(*given, substitute=self.substitute, at=at)
         return found._replace(rule_state=rule_state)
 
-    def weight_targets(self, model, params, rule_state) -> dict[str, Array]:
+    def weight_targets(self, model, params, rule_state, batch) -> dict[str, tuple[Array, Array]]:
         """`B_l` of every linear map but the first, whose feedback no parameter reads."""
-        feedback = self.feedback(jax.random.key(0), model, params, rule_state)
-        return {name: feedback[name] for name in list(model.linear_maps)[1:] if name in feedback}
+        feedback, maps = self.feedback(jax.random.key(0), model, params, rule_state), model.maps
+        matrices = {m.path: feedback[m.name] for m in maps if m.name in feedback}
+        if not matrices:
+            return {}
+
+        def outputs(params, inputs, rest):
+            state, key = rest
+            return float_leaves(model.bind(state, key=key).run(params, inputs, ())[0])
+
+        rest = model.state, model.key
+        _, used = with_matrices(outputs, params, batch.inputs, rest, matrices, self.substitute)
+        return {m.name: used[m.path] for m in maps[1:] if m.path in used}
+
+
+def check_swapped(model: Model) -> None:
+    """Refuses a model in which an error passes parameters that no feedback can replace."""
+    if model.unswapped:
+        names = ", ".join(f"'{'/'.join(path)}'" for path in model.unswapped)
+        raise InputError(
+            f"an error passes the parameters {names} in another way than by a matrix product: they"
+            " scale activations, or lie in an operation that cannot be looked into. A chain rule"
+            " cannot replace their transpose; accept the true one by from_linen(...,"
+            " true_transpose=[...]), or use another rule"
+        )
 
 
 def kernels(model: Model, params: Params) -> dict[str, Any]:
-    """The kernels of all linear maps by name, in forward order; abstract if the parameters are."""
-    maps = model.linear_maps
-    return {
-        name: tree.get(params, (*linear_map.path, "kernel")) for name, linear_map in maps.items()
-    }
+    """The linear maps' parameters by name, in forward order; abstract if the parameters are."""
+    return {one.name: tree.get(params, one.path) for one in model.maps}

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from dfa_jax.rules import draw
-from dfa_jax.rules.base import ChainRule, kernels
+from dfa_jax.rules.base import ChainRule
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,12 +30,13 @@ class BatchwiseRandomSign(ChainRule):
         draw.check_positive(feedback_scale=self.feedback_scale)
 
     def feedback(self, key, model, params, rule_state) -> dict[str, Array]:
-        """Magnitudes from this step's key under today's signs."""
+        """Magnitudes from this step's key."""
         del rule_state  # nothing is kept
-        drawn = draw.kernel_feedback(
+        return draw.kernel_feedback(
             key, model, params, self.feedback_distribution, self.feedback_scale
         )
-        return {
-            name: jnp.abs(drawn[name]) * jnp.sign(kernel)
-            for name, kernel in kernels(model, params).items()
-        }
+
+    def substitute(self, weight, feedback, fan_in) -> Array:
+        """Under today's signs of the weight as it is applied."""
+        del fan_in
+        return jnp.abs(feedback) * jnp.sign(weight)

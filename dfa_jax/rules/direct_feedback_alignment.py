@@ -103,8 +103,8 @@ class DirectFeedbackAlignment(SiteRule):
             signs = jnp.where(jnp.abs(error) > self.ternary_threshold * shares, signs, 0)
         return signs * shares
 
-    def weight_targets(self, model, params, rule_state) -> dict[str, Array]:
-        """`B_{l-1}^T B_l` by linear map above the first; `B_{L-1}^T` on top.
+    def weight_targets(self, model, params, rule_state, batch) -> dict[str, tuple[Array, Array]]:
+        """`W` and `B_{l-1}^T B_l` by linear map above the first; `B_{L-1}^T` on top.
 
         `B_l` is meant before scaling here, with entries of size 1. That is no matter for one layer
         and weighs the layers where all of them are compared as one vector, as the paper does.
@@ -112,6 +112,7 @@ class DirectFeedbackAlignment(SiteRule):
         is read at the logits; empty otherwise. Source: Refinetti et al. (2021), arXiv 2011.12428,
         and the code published with it.
         """
+        del batch  # the parameters have all the shapes
         above_first = list(kernels(model, params).items())[1:]
         known = self.feedback_storage == "stored" and len(above_first) == len(model.sites)
         if not known or not all(
@@ -125,8 +126,8 @@ class DirectFeedbackAlignment(SiteRule):
         ]
         matrices.append(jnp.eye(matrices[0].shape[0]))  # the outputs get e itself
         return {
-            name: below.T @ above
-            for (name, _), (below, above) in zip(
+            name: (kernel, below.T @ above)
+            for (name, kernel), (below, above) in zip(
                 above_first, itertools.pairwise(matrices), strict=True
             )
         }

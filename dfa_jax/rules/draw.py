@@ -15,7 +15,7 @@ from dfa_jax.autodiff.site_gradients import ErrorTap
 from dfa_jax.errors import InputError, SiteError
 from dfa_jax.keys import named_key
 from dfa_jax.models.base import Model
-from dfa_jax.rules.base import kernels
+from dfa_jax.rules.base import check_swapped, kernels
 from dfa_jax.types import Batch, Params, PRNGKey, RuleState, SiteArrays
 
 Distribution = Literal["gaussian", "uniform"]
@@ -200,7 +200,12 @@ def site_shapes(
 def kernel_feedback(
     key: PRNGKey, model: Model, params: Params, distribution: Distribution, scale: float
 ) -> dict[str, Array]:
-    """For chain rules: a matrix like each kernel, entries scaled by 1 / sqrt(fan_in)."""
+    """For chain rules: a matrix like each map's parameter, entries scaled by 1 / sqrt(fan_in).
+
+    Raises:
+        InputError: an error passes parameters in another way than by a product.
+    """
+    check_swapped(model)
     return {
         name: draw(key, name, kernel.shape, distribution).astype(kernel.dtype)
         * (scale / math.sqrt(model.linear_maps[name].fan_in))

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from dfa_jax.rules import draw
-from dfa_jax.rules.base import ChainRule, kernels
+from dfa_jax.rules.base import ChainRule
 from dfa_jax.types import Params, RuleState
 
 
@@ -40,9 +40,11 @@ class FixedRandomSign(ChainRule):
         return params, jax.tree.map(jnp.abs, drawn)
 
     def feedback(self, key, model, params, rule_state) -> dict[str, Array]:
-        """Fixed magnitudes under today's signs."""
-        del key  # nothing is drawn
-        return {
-            name: rule_state[name] * jnp.sign(kernel)
-            for name, kernel in kernels(model, params).items()
-        }
+        """The fixed magnitudes."""
+        del key, model, params  # fixed
+        return rule_state
+
+    def substitute(self, weight, feedback, fan_in) -> Array:
+        """Under today's signs of the weight as it is applied."""
+        del fan_in
+        return jnp.abs(feedback) * jnp.sign(weight)

@@ -7,11 +7,11 @@ from jaxtyping import Array
 
 from dfa_jax import tree
 from dfa_jax.errors import InputError
+from dfa_jax.models import LinearMap
 from dfa_jax.rules import draw
-from dfa_jax.rules.base import ChainRule, GradEstimate, kernels
+from dfa_jax.rules.base import ChainRule, GradEstimate
+from dfa_jax.tree import Path
 from dfa_jax.types import Params, RuleState
-
-_FEEDBACK = "feedback"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,24 +49,27 @@ class KolenPollack(ChainRule):
             key, model, params, self.feedback_distribution, self.feedback_scale
         )
         for name, B in drawn.items():
-            params = tree.put(params, (*model.linear_maps[name].path, _FEEDBACK), B)
+            params = tree.put(params, _beside(model.linear_maps[name]), B)
         return params, ()
 
     def feedback(self, key, model, params, rule_state) -> dict[str, Array]:
         """The learned matrices."""
         del key, rule_state  # they are among the parameters
-        return {
-            name: tree.get(params, (*linear_map.path, _FEEDBACK))
-            for name, linear_map in model.linear_maps.items()
-        }
+        return {one.name: tree.get(params, _beside(one)) for one in model.maps}
 
     def estimate(self, model, objective, params, rule_state, batch, key, at=None) -> GradEstimate:
         """The chain's gradients; each feedback matrix gets its kernel's."""
         found = super().estimate(model, objective, params, rule_state, batch, key, at=at)
         grads, learned = found.grads, self.feedback(key, model, params, rule_state)
-        for name, kernel in kernels(model, params).items():
-            path = model.linear_maps[name].path
-            outer = tree.get(grads, (*path, "kernel"))
-            grads = tree.put(grads, (*path, "kernel"), outer + self.decay * kernel)
-            grads = tree.put(grads, (*path, _FEEDBACK), outer + self.decay * learned[name])
+        for one in model.maps:
+            outer = tree.get(grads, one.path)
+            decayed = outer + self.decay * tree.get(params, one.path)
+            grads = tree.put(grads, one.path, decayed)
+            grads = tree.put(grads, _beside(one), outer + self.decay * learned[one.name])
         return found._replace(grads=grads)
+
+
+def _beside(linear_map: LinearMap) -> Path:
+    """Where the feedback of a map's parameter is."""
+    *module, name = linear_map.path
+    return (*module, "feedback" if name == "kernel" else f"{name}_feedback")

@@ -88,9 +88,9 @@ class LocalLosses(LearningRule):
         augmented = every.with_heads(model, params)
         return self.estimator.estimate(augmented, every, params, rule_state, batch, key, at=at)
 
-    def weight_targets(self, model, params, rule_state) -> dict[str, Array]:
+    def weight_targets(self, model, params, rule_state, batch) -> dict[str, tuple[Array, Array]]:
         """The estimator's, of the model's own maps."""
-        return self.estimator.weight_targets(model, params, rule_state)
+        return self.estimator.weight_targets(model, params, rule_state, batch)
 
     def objective(self, loss_fn: LossFn, model: Model) -> "LocalObjective":
         """All losses of a model."""
@@ -225,7 +225,7 @@ class LocalObjective(Objective):
     def with_heads(self, model: Model, params: Params) -> Model:
         """The model, with the heads among its linear maps, so that feedback serves them too."""
         heads = tuple(
-            LinearMap((HEADS, block), params[HEADS][block]["kernel"].shape[-2])
+            LinearMap((HEADS, block, "kernel"), params[HEADS][block]["kernel"].shape[-2])
             for block in self.at.sites
         )
         return dataclasses.replace(model, maps=(*model.maps, *heads))

@@ -1,6 +1,7 @@
 """Uniform sign-concordant feedback (uSF)."""
 
 import dataclasses
+from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array
@@ -27,10 +28,12 @@ class UniformSign(ChainRule):
         super().__post_init__()
         draw.check_positive(feedback_scale=self.feedback_scale)
 
-    def feedback(self, key, model, params, rule_state) -> dict[str, Array]:
-        """Follows the weights' signs at every step."""
+    def feedback(self, key, model, params, rule_state) -> dict[str, Any]:
+        """The parameters themselves: only signs are read."""
         del key, rule_state  # nothing is drawn
-        return {
-            name: jnp.sign(kernel) * (self.feedback_scale * model.linear_maps[name].fan_in ** -0.5)
-            for name, kernel in kernels(model, params).items()
-        }
+        return kernels(model, params)
+
+    def substitute(self, weight, feedback, fan_in) -> Array:
+        """Today's signs of the weight as it is applied."""
+        del feedback
+        return jnp.sign(weight) * jnp.asarray(self.feedback_scale * fan_in**-0.5, weight.dtype)

@@ -191,8 +191,8 @@ def measure(
 
 def similarity(params: Params, program: Program) -> dict[str, Array]:
     """Mean cosine over all pairs of seeds, by linear map and of all parameters as one vector."""
-    maps = program.model.linear_maps
-    parts = {f"seed_similarity/{n}": tree.get(params, at.path) for n, at in maps.items()}
+    maps = program.model.maps
+    parts = {f"seed_similarity/{one.name}": tree.get(params, one.path[:-1]) for one in maps}
     return {
         name: _mean_cosine(part) for name, part in (parts | {"seed_similarity": params}).items()
     }

@@ -255,4 +255,4 @@ def test_submodule_of_another_module_applied_inside():
     with pytest.raises(SiteError, match="'layers_0'"):
         use(Frozen(), "layers_0")
     model = from_linen(Frozen(), "dense", helpers.images().inputs)
-    assert list(model.linear_maps) == ["dense", "readout"]
+    assert list(model.linear_maps) == ["frozen/layers_0", "dense", "readout"]

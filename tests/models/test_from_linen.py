@@ -138,7 +138,7 @@ def test_fan_in_counts_the_inputs_of_one_unit():
         "readout": 7,
     }
     scanned = from_linen(Stack("scan"), "layers", INPUTS).linear_maps
-    assert scanned["layers/dense"] == LinearMap(("layers", "dense"), 6)
+    assert scanned["layers/dense"] == LinearMap(("layers", "dense", "kernel"), 6)
 
 
 class Siblings(nn.Module):

@@ -14,7 +14,7 @@ from tests import helpers
 def difference(case, params):
     """`W - B` by linear map, in NumPy."""
     params = helpers.to_float64(params)
-    layers = {name: tree.get(params, at.path) for name, at in case.model.linear_maps.items()}
+    layers = {name: tree.get(params, at.path[:-1]) for name, at in case.model.linear_maps.items()}
     return {name: layer["kernel"] - layer["feedback"] for name, layer in layers.items()}
 
 
@@ -94,8 +94,8 @@ def test_alignment_rises_to_one():
 
         return jax.lax.scan(step, params, length=500)[0]
 
-    before = rule.weight_alignment(case.model, start, ())
-    after = rule.weight_alignment(case.model, train(start, case.batch), ())
+    before = rule.weight_alignment(case.model, start, (), case.batch)
+    after = rule.weight_alignment(case.model, train(start, case.batch), (), case.batch)
     assert set(after) == {"layer_1/Dense_0", "readout"}
     assert all(abs(value) < 0.6 for value in before.values())
     assert all(value > 0.99 for value in after.values())

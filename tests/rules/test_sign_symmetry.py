@@ -14,8 +14,12 @@ RULES = [UniformSign(), FixedRandomSign(), BatchwiseRandomSign()]
 
 
 def feedback(rule, case, state, key=0, params=None):
+    """The matrices on the way back, of plain kernels."""
     params = case.params if params is None else params
-    return rule.feedback(jax.random.key(key), case.model, params, state)
+    W = kernels(case.model, params)
+    B = rule.feedback(jax.random.key(key), case.model, params, state)
+    fan_ins = {one.name: one.fan_in for one in case.model.maps}
+    return {name: rule.substitute(W[name], B[name], fan_ins[name]) for name in W}
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: type(rule).__name__)
@@ -71,7 +75,7 @@ def test_gradients_match_numpy(x64, rule):
     params, state = helpers.started(rule, case)
     B = []
     for name, W in kernels(case.model, params).items():
-        magnitude = np.asarray(state[name]) if state else W.shape[0] ** -0.5
+        magnitude = np.abs(state[name]) if state else W.shape[0] ** -0.5
         B.append(magnitude * np.sign(W))
     expected = reference.chain(params, B, *case.batch, "tanh")
     helpers.assert_close(helpers.estimate(rule, case, params, state).grads, expected, 1e-12)

@@ -47,7 +47,7 @@ def test_aligned_weights_have_cosine_one(sharing):
         params = with_kernels(
             case.params, layer_1=sign * B0.T @ B1, layer_2=sign * B1.T @ B2, readout=sign * B2.T
         )
-        found = rule.weight_alignment(case.model, params, state)
+        found = rule.weight_alignment(case.model, params, state, case.batch)
         assert list(found) == ["layer_1/Dense_0", "layer_2/Dense_0", "readout"]
         np.testing.assert_allclose(list(found.values()), np.sign(sign), rtol=1e-6)
 
@@ -62,7 +62,7 @@ def test_known_angle():
     noise -= aligned * np.vdot(noise, aligned) / np.vdot(aligned, aligned)
     noise *= np.linalg.norm(aligned) / np.linalg.norm(noise)
     params = with_kernels(case.params, readout=aligned + noise)
-    found = rule.weight_alignment(case.model, params, state)
+    found = rule.weight_alignment(case.model, params, state, case.batch)
     np.testing.assert_allclose(found["readout"], np.sqrt(0.5), rtol=1e-5)
 
 
@@ -85,17 +85,17 @@ def test_undefined_alignment_is_empty(name):
     """Documented contract: where no chain of matrices is defined there is no number, not a wrong one."""
     rule, case = UNDEFINED[name][0], UNDEFINED[name][1]()
     params, state = helpers.started(rule, case)
-    assert rule.weight_alignment(case.model, params, state) == {}
+    assert rule.weight_alignment(case.model, params, state, case.batch) == {}
 
 
 def test_chain_rules_compare_kernel_and_feedback():
     """Closed form: `B = W` gives 1, `B = sign(W) / sqrt(n)` gives `sum|W| / (sqrt(size) |W|)`."""
     case = three_hidden()
     own = kernels(case.model, case.params)
-    found = FeedbackAlignment().weight_alignment(case.model, case.params, own)
+    found = FeedbackAlignment().weight_alignment(case.model, case.params, own, case.batch)
     assert list(found) == list(own)[1:]  # no parameter reads the first map's feedback
     np.testing.assert_allclose(list(found.values()), 1, rtol=1e-6)
-    found = UniformSign().weight_alignment(case.model, case.params, ())
+    found = UniformSign().weight_alignment(case.model, case.params, (), case.batch)
     for name, cosine in found.items():
         W = np.asarray(own[name], float)
         expected = np.abs(W).sum() / np.sqrt(W.size) / np.linalg.norm(W)
