@@ -124,8 +124,11 @@ def example_axes(model: Model, loss_fn: LossFn, outputs: Any, targets: Any) -> i
                 shape = (number * shape[0], *shape[1:])
             return jax.ShapeDtypeStruct(shape, jnp.result_type(leaf))
 
-        found = jax.eval_shape(loss_fn, *jax.tree.map(more, (outputs, targets)))
-        return as_loss(found).values.shape[: model.independent_axes]
+        def values(outputs, targets):
+            return as_loss(loss_fn(outputs, targets)).values
+
+        found = jax.eval_shape(values, *jax.tree.map(more, (outputs, targets)))
+        return found.shape[: model.independent_axes]
 
     return len(front) if leading(1) == front and _is_double(leading, front) else 0
 

@@ -87,7 +87,7 @@ def abstract_forward(
 def apply_with_orders(model: Model, params: Params, inputs: Any, orders: Orders) -> Passed:
     """The forward pass of a bound model with orders carried out."""
     auxiliary = model.auxiliary if model.train else ()
-    with nn.intercept_methods(_carry_out):
+    with nn.intercept_methods(_Visitor()):
         outputs, variables = model.run(
             put_orders(params, orders), inputs, ("intermediates", *auxiliary)
         )
@@ -108,12 +108,6 @@ def put_orders(params: Params, orders: Orders) -> Params:
     for path, order in orders.items():
         params = tree.put(params, (*path, _ORDERS), order)
     return params
-
-
-def apply_submodule(module: nn.Module, params: Params, inputs: Any) -> Any:
-    """A module of its own beside the model, with the orders that ride in its parameters."""
-    with nn.intercept_methods(_carry_out):
-        return module.apply({"params": params}, inputs)
 
 
 def merge_orders(left: Orders, right: Orders) -> Orders:
@@ -139,20 +133,36 @@ def cut_orders(model: Model) -> Orders:
     return at_sites(model, "cut", {site: jnp.zeros(at.stack) for site, at in model.where.items()})
 
 
-def _carry_out(next_fun, args, kwargs, context):
-    """The interceptor: follows the orders that it finds beside the submodule's parameters."""
-    module = context.module
-    if context.method_name != "__call__" or module.scope is None:
-        return next_fun(*args, **kwargs)
-    orders = module.get_variable("params", _ORDERS, {})
-    for key in (key for key in orders if key.startswith("input")):
-        changed = _visit(module, key, orders[key], given(args, kwargs))
-        args = tuple(changed[str(i)] for i in range(len(args)))
-        kwargs = {name: changed[name] for name in kwargs}
-    outputs = next_fun(*args, **kwargs)
-    for key in (key for key in orders if key.startswith("output")):
-        outputs = _visit(module, key, orders[key], outputs)
-    return outputs
+class _Visitor:
+    """The interceptor: follows the orders that it finds beside a submodule's parameters.
+
+    Submodules that share a scope (`nn.share_scope`, a call of `super().__call__`) are one place:
+    that of the outermost call.
+    """
+
+    def __init__(self):
+        self.within: list[tuple[str, ...]] = []
+
+    def __call__(self, next_fun, args, kwargs, context):
+        """The submodule's value, after its orders."""
+        module = context.module
+        if context.method_name != "__call__" or module.scope is None:
+            return next_fun(*args, **kwargs)
+        orders = module.get_variable("params", _ORDERS, {})
+        if not orders or module.path in self.within:
+            return next_fun(*args, **kwargs)
+        self.within.append(module.path)
+        try:
+            for key in (key for key in orders if key.startswith("input")):
+                changed = _visit(module, key, orders[key], given(args, kwargs))
+                args = tuple(changed[str(i)] for i in range(len(args)))
+                kwargs = {name: changed[name] for name in kwargs}
+            outputs = next_fun(*args, **kwargs)
+        finally:
+            self.within.pop()
+        for key in (key for key in orders if key.startswith("output")):
+            outputs = _visit(module, key, orders[key], outputs)
+        return outputs
 
 
 def _visit(module: nn.Module, key: str, order: dict[str, Array], value: Any) -> Any:

@@ -220,6 +220,8 @@ class Model:
                 f"the inputs are {found} and the model was made with {self.structure}; give it"
                 " inputs of that structure, or make a model with these"
             )
+        if any(jnp.shape(leaf)[:1] == (0,) for leaf in jax.tree.leaves(inputs)):
+            raise errors.InputError("the batch is empty: an input has 0 examples; give it one")
         return inputs
 
     def tapped(self, outputs: Any) -> dict[str, Any]:

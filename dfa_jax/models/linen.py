@@ -26,7 +26,7 @@ _NO_STATE = ("params", "intermediates")
 
 
 def from_linen(
-    module: nn.Module,
+    module: Any,
     sites: str | Sequence[str],
     inputs: Any,
     *,
@@ -53,7 +53,7 @@ def from_linen(
     steps move; what the module only sows is left out, unless it is named `auxiliary`.
 
     Args:
-        module: the module.
+        module: the Linen module.
         sites: one name or pattern, or several.
         inputs: an example of a batch's inputs, of any structure, or its `jax.ShapeDtypeStruct`s;
             only shapes and types are read.
@@ -74,8 +74,8 @@ def from_linen(
             of `[batch, time, ...]` apart, and holds only where no position's loss depends on
             another position's activities.
         true_transpose: parameters that chain rules are to leave alone, by path or glob pattern
-            (`"block_*/scale"`): an error passes them as in backpropagation. The scales of Flax's
-            normalisations are among them anyway.
+            (`"block_*/scale"`): an error passes them as in backpropagation. The scales of
+            normalisations (classes called so) are among them anyway.
 
     Raises:
         SiteError: a name matches no submodule, a site is called twice, is the model's output, sits
@@ -97,9 +97,9 @@ def from_linen(
     _check_taps(survey.outputs, taps)
     state = _State(survey, call, sown)
     (found, moved), asked = _asked(lambda names: state.trained(inputs, names), given)
+    collections = state.collections(moved)
     _, asked_in_evaluation = _asked(lambda names: state.evaluated(inputs, names), ())
     kept = _accepted(true_transpose, survey)
-    collections = state.collections(moved)
     axes = _shared_axes(survey.outputs, taps) if batch_axes is None else batch_axes
     coupled = survey.has_batch_statistics
     independent = (0 if coupled else 1) if independent_axes is None else independent_axes
@@ -119,7 +119,7 @@ def from_linen(
         unswapped=tuple(
             path
             for path in (*found.entrywise, *found.opaque)
-            if path not in kept and path[:-1] not in survey.norms
+            if path not in kept and not survey.is_scale(path)
         ),
         survey=survey,
         **survey.placed(sites, blocks),
@@ -198,7 +198,8 @@ class _State:
 
         def once(params, inputs, rest):
             kept, key = rest
-            outputs, after = self._call(params, kept, inputs, stream_keys(streams, key), mutable)
+            keys = stream_keys(streams, key)
+            outputs, after = self._call(params, kept, inputs, keys, mutable, train=True)
             return list(float_leaves(outputs).values()), after
 
         found, (_, after) = find_maps(
@@ -214,7 +215,8 @@ class _State:
         """Tries a pass in evaluation."""
 
         def once(params, kept, key, inputs):
-            self._call(params, kept, inputs, stream_keys(streams, key), None)
+            keys = stream_keys(streams, key)
+            self._call(params, kept, inputs, keys, ["intermediates"], train=False)
 
         jax.eval_shape(once, self.survey.variables["params"], self._kept, self._key, inputs)
 
@@ -226,13 +228,15 @@ class _State:
     def _key(self) -> Any:
         return jax.eval_shape(lambda: jax.random.key(0))
 
-    def _call(self, params: Any, kept: Any, inputs: Any, keys: Any, mutable: Any) -> Any:
+    def _call(
+        self, params: Any, kept: Any, inputs: Any, keys: Any, mutable: list[str], *, train: bool
+    ) -> Any:
         return self.survey.module.apply(
             {"params": params, **kept},
             inputs,
-            mutable is not None,
+            train,
             rngs=keys,
-            mutable=mutable or False,
+            mutable=mutable,
             method=self.call,
         )
 

@@ -12,16 +12,6 @@ from flax.core import meta, tracers
 from dfa_jax import errors
 from dfa_jax.models.base import Call, Site, described, float_leaves, stream_keys
 
-NORMS = (
-    nn.BatchNorm,
-    nn.LayerNorm,
-    nn.GroupNorm,
-    nn.RMSNorm,
-    nn.InstanceNorm,
-    nn.PReLU,
-)
-"""Modules whose parameters scale activations entry by entry: they keep their true transpose."""
-
 _MARK = "dfa_jax_mark"
 _INPUT = ":input"
 
@@ -34,7 +24,7 @@ class Survey:
             sites without a leaf.
         outputs: the module's, without numbers.
         variables: its variables, without numbers and marks.
-        norms: submodules whose parameters scale activations: normalisations, and PReLU.
+        norms: normalisations, which are called so, and PReLU: vectors of theirs scale activations.
         has_batch_statistics: whether a `BatchNorm` read those of the batch.
     """
 
@@ -59,6 +49,7 @@ class Survey:
     def _forget(self) -> None:
         self.values: dict[str, Any] = {}  # in forward order
         self.norms: set[tuple[str, ...]] = set()
+        self.within: list[tuple[str, ...]] = []  # calls in progress; a shared scope is one place
         self.called_twice: set[str] = set()
         self.uncarried: set[str] = set()
         self.untied: set[str] = set()
@@ -99,13 +90,17 @@ class Survey:
     def _note(self, next_fun, args, kwargs, context):
         """An interceptor; lifted transforms (`nn.scan`) show up under other method names."""
         module, path = context.module, context.module.path
-        if context.method_name != "__call__" or not path:
+        if context.method_name != "__call__" or not path or path in self.within:
             return next_fun(*args, **kwargs)
         name = "/".join(path)
         self.values.setdefault(name + _INPUT, _abstract(given(args, kwargs)))
         if module.has_variable("intermediates", _MARK):
             self.called_twice.add(name)
-        outputs = next_fun(*args, **kwargs)
+        self.within.append(path)
+        try:
+            outputs = next_fun(*args, **kwargs)
+        finally:
+            self.within.pop()
         if in_raw_transform(module):
             self.untied.add(name)
         else:
@@ -119,7 +114,7 @@ class Survey:
         if isinstance(module, nn.BatchNorm):
             frozen = kwargs.get("use_running_average", module.use_running_average)
             self.has_batch_statistics |= not frozen
-        if isinstance(module, NORMS):
+        if isinstance(module, nn.PReLU) or "norm" in type(module).__name__.lower():
             self.norms.add(path)
         return outputs
 
@@ -127,6 +122,13 @@ class Survey:
         """Whether a submodule has variables and yet was not seen: `nn.jit` had its trace cached."""
         owners = owners_of(variables.get("params", {}))
         return any(path and "/".join(path) not in self.values for path in owners)
+
+    def is_scale(self, path: tuple[str, ...]) -> bool:
+        """Whether a parameter is a normalisation's scale, which keeps its true transpose."""
+        leaf: Any = self.variables["params"]
+        for part in path:
+            leaf = leaf[part]
+        return path[:-1] in self.norms and leaf.ndim - self.num_stack(path) <= 1
 
     def num_stack(self, path: tuple[str, ...]) -> int:
         """Layer axes in front of a parameter."""

@@ -5,7 +5,6 @@ import functools
 import math
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -132,10 +131,14 @@ class LocalObjective(Objective):
             block: jax.lax.stop_gradient(activities[block]) if block in cut else activities[block]
             for block in self.at.sites
         }
-        heads = sites.put_orders(params, orders)[HEADS]
         whole = self.of_pass(model, passed, batch.targets)
         local = self.local_terms(
-            seen, heads, batch.targets, passed.outputs, whole.example_axes, replicated=replicated
+            seen,
+            params[HEADS],
+            batch.targets,
+            passed.outputs,
+            whole.example_axes,
+            replicated=replicated,
         )
         own = {site: h for site, h in activities.items() if site in model.where}
         return whole._replace(activities=own, terms=local | whole.terms)
@@ -288,7 +291,7 @@ class _HeadLoss:
         """`[*batch, group, channel]` to what each example adds, `[*examples]`."""
         targets, outputs = whatever
         flat = pooled.reshape(*pooled.shape[:-2], -1)
-        rows = sites.apply_submodule(nn.Dense(head["bias"].shape[-1]), head, flat)
+        rows = flat @ head["kernel"] + head["bias"].reshape(*(1,) * (flat.ndim - 1), -1)
         tapped = self.at.tapped(outputs)
         sizes = [math.prod(like.shape[self.at.batch_axes :]) for like in tapped.values()]
         parts = jnp.split(rows, np.cumsum(sizes)[:-1], axis=-1)

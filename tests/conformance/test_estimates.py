@@ -3,6 +3,7 @@
 A new rule joins by its line in `dfa_jax.rules.RULES`; nothing here knows a rule by name.
 """
 
+import contextlib
 import functools
 
 import chex
@@ -140,20 +141,30 @@ def test_the_key_matters_for_rules_that_draw_only(name):
     assert same(subject(0).outputs, subject(1).outputs)
 
 
-@every_rule
-def test_eight_devices_equal_one(name):
+@pytest.mark.parametrize(
+    ("name", "axis_type"),
+    [(name, AxisType.Auto) for name in RULES]
+    + [
+        pytest.param(name, AxisType.Explicit, marks=() if "feedback" in name else pytest.mark.slow)
+        for name in RULES
+    ],
+)
+def test_eight_devices_equal_one(name, axis_type):
     """Exact equivalence: batch sharded over a mesh of 8, parameters and state replicated, to 3e-6:
-    a gradient guess divides by a squared length, which doubles what rounding does to it.
+    a gradient guess divides by a squared length, which doubles what rounding does to it. Under
+    explicit axes, the default of `jax.make_mesh`, every array's type says how it is split.
 
     Noise or feedback drawn per device would make a result depend on the machine.
     """
     subject = prepared(name, "scanned")
-    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(axis_type,))
     whole, split = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), ("data",)))
     params, state = jax.device_put((subject.params, subject.state), whole)
     batch = jax.device_put(subject.case.batch, split)
     assert len(batch.inputs.sharding.device_set) == 8
-    found = jax.jit(subject.estimate)(jax.random.key(0), params, state, batch)
+    explicit = axis_type is AxisType.Explicit
+    with jax.set_mesh(mesh) if explicit else contextlib.nullcontext():
+        found = jax.jit(subject.estimate)(jax.random.key(0), params, state, batch)
     helpers.assert_close(found.grads, subject().grads, 3e-6)
     helpers.assert_close(found.loss, subject().loss, 1e-6)
 
