@@ -3,7 +3,6 @@
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -11,8 +10,10 @@ from dfa_jax.errors import InputError
 from dfa_jax.rules import RULES, ChainRule, functional
 from dfa_jax.rules.base import kernels
 from tests import helpers
-from tests.conformance import oracles, zoo
+from tests.conformance import oracles, page, zoo
 from tests.conformance.oracles import FORMS, KEY
+from tests.conformance.page import NEVER
+from tests.conformance.refusals import REFUSALS
 
 CELLS = [(kind, form) for kind in zoo.KINDS for form in FORMS]
 EVERY_DAY = [
@@ -38,9 +39,6 @@ def marks(cell):
 every_cell = pytest.mark.parametrize(
     ("kind", "form"), [pytest.param(*cell, marks=marks(cell)) for cell in CELLS]
 )
-
-NEVER = {("direct_random_target_projection", "squeezed head"): "integer labels"}
-"""Cells that are refused, by rule and model, with a word of the refusal."""
 
 
 class Computed:
@@ -148,6 +146,15 @@ def check_projection(cell, found, wanted):
     assert (p * p).sum() > 0
 
 
-def test_the_page_of_the_docs_lists_these_cells():
-    """Placeholder."""
-    assert jnp.zeros(()) == 0
+@pytest.mark.parametrize("what", REFUSALS)
+def test_what_may_be_refused_is_so_in_one_line(what):
+    """Documented contract: these, and no other cells; what was found and the remedy."""
+    words, call = REFUSALS[what]
+    with pytest.raises(InputError, match=words) as error:
+        call()
+    assert "\n" not in str(error.value)
+
+
+def test_the_page_of_the_docs_is_made_of_these_tables():
+    """Exact equality: a model, a rule or a refusal more, and the page must be written anew."""
+    assert page.PAGE.read_text() == page.page()

@@ -122,6 +122,19 @@ class MaskedLanguageModel(nn.Module):
         return {"logits": embed.attend(h) + self.param("bias", nn.initializers.zeros, (1, 1, 7))}
 
 
+class Decoder(nn.Module):
+    """Causal attention over tokens, unembedded by the embedding itself."""
+
+    @nn.compact
+    def __call__(self, tokens):
+        embed = nn.Embed(5, 8, name="embed")
+        x = embed(tokens)
+        past = np.tril(np.ones((1, tokens.shape[1], tokens.shape[1]), bool))
+        for i in range(2):
+            x, _ = Block(name=f"block_{i}")(x, True, past)
+        return embed.attend(x) + self.param("bias", nn.initializers.zeros, (1, 1, 5))
+
+
 class ActorCritic(nn.Module):
     """Two heads on one trunk."""
 
@@ -269,6 +282,14 @@ KINDS: dict[str, Callable[[], Kind]] = {
         ("embed", "kernel"),
     ),
     "masked language model, tied": masked_language,
+    "causal decoder, tied": lambda: Kind(
+        Decoder(),
+        ["block_0:0", "block_1:0"],
+        Batch(labels(T, classes=5, seed=2), labels(T, classes=5)),
+        cross_entropy,
+        ("bias",),
+        ("block_0", "v", "kernel"),
+    ),
     "actor and critic": lambda: Kind(
         ActorCritic(),
         ["layer_*"],
