@@ -139,10 +139,15 @@ class Objective(abc.ABC):
     def parameter_reach(self, model: Model, paths: list[Path]) -> dict[Path, tuple[Reach, ...]]:
         """The terms that each parameter below the readout can move, by its path, likewise."""
 
-    def of_pass(self, model: Model, passed: sites.Passed, targets: Any) -> Losses:
-        """The terms of the model itself after a pass: of its outputs, and what it has sown."""
+    def of_pass(
+        self, model: Model, passed: sites.Passed, targets: Any, *, apart: bool = True
+    ) -> Losses:
+        """The terms of the model itself after a pass: of its outputs, and what it has sown.
+
+        Examples are told apart if they can be, or not at all.
+        """
         loss = losses.as_loss(self.loss_fn(passed.outputs, targets))
-        axes = losses.example_axes(model, self.loss_fn, passed.outputs, targets)
+        axes = losses.example_axes(model, self.loss_fn, passed.outputs, targets) if apart else 0
         terms = {OUTPUTS: losses.contributions(loss, axes)}
         shared = [jnp.asarray(term) for term in (loss.extra, passed.sown) if term is not None]
         if shared:

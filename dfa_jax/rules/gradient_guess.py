@@ -129,7 +129,7 @@ class GradientGuess(LearningRule):
         zeros = sites.zero_activities(at, params, batch.inputs)
         plain = global_losses(zeros)
         # What belongs to no example is not told apart: then the batch is one vector.
-        apart = 0 if SHARED in plain.terms and self.target == "global" else plain.example_axes
+        apart = 0 if SHARED in plain.terms else plain.example_axes
 
         def local_losses(h: SiteArrays) -> dict[str, Array]:
             terms = local.local_terms(

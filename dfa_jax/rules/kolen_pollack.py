@@ -7,7 +7,7 @@ from jaxtyping import Array
 
 from dfa_jax import tree
 from dfa_jax.errors import InputError
-from dfa_jax.models import LinearMap
+from dfa_jax.models.maps import LinearMap
 from dfa_jax.rules import draw
 from dfa_jax.rules.base import ChainRule, GradEstimate
 from dfa_jax.tree import Path

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from dfa_jax.autodiff import loss, sites
+from dfa_jax.autodiff import loss as losses
+from dfa_jax.autodiff import sites
 from dfa_jax.autodiff.objective import HEADS, WHOLE, Losses, Objective, Reach
 from dfa_jax.autodiff.replicate import REPLICATED, Aggregator
 from dfa_jax.errors import InputError
@@ -131,7 +132,9 @@ class LocalObjective(Objective):
             block: jax.lax.stop_gradient(activities[block]) if block in cut else activities[block]
             for block in self.at.sites
         }
-        whole = self.of_pass(model, passed, batch.targets)
+        # What a block's loss adds that belongs to no example cannot be told apart by examples.
+        apart = not self._adds_more(passed.outputs, batch.targets)
+        whole = self.of_pass(model, passed, batch.targets, apart=apart)
         local = self.local_terms(
             seen,
             params[HEADS],
@@ -142,6 +145,12 @@ class LocalObjective(Objective):
         )
         own = {site: h for site, h in activities.items() if site in model.where}
         return whole._replace(activities=own, terms=local | whole.terms)
+
+    def _adds_more(self, outputs: Any, targets: Any) -> bool:
+        def extra(outputs, targets):
+            return losses.as_loss(self.loss_fn(outputs, targets)).extra
+
+        return jax.eval_shape(extra, outputs, targets) is not None
 
     def local_terms(
         self,
@@ -288,7 +297,10 @@ class _HeadLoss:
     example_axes: int
 
     def __call__(self, pooled: Array, head: Params, whatever: Any) -> Array:
-        """`[*batch, group, channel]` to what each example adds, `[*examples]`."""
+        """`[*batch, group, channel]` to what each example adds, `[*examples]`.
+
+        A term that belongs to no example is added where none is told apart.
+        """
         targets, outputs = whatever
         flat = pooled.reshape(*pooled.shape[:-2], -1)
         rows = flat @ head["kernel"] + head["bias"].reshape(*(1,) * (flat.ndim - 1), -1)
@@ -299,8 +311,9 @@ class _HeadLoss:
             name: part.reshape(like.shape).astype(like.dtype)
             for (name, like), part in zip(tapped.items(), parts, strict=True)
         }
-        found = loss.as_loss(self.loss_fn(self.at.with_tapped(outputs, values), targets))
-        return loss.contributions(found, self.example_axes)
+        found = losses.as_loss(self.loss_fn(self.at.with_tapped(outputs, values), targets))
+        own = losses.contributions(found, self.example_axes)
+        return own if found.extra is None else own + found.extra
 
 
 def no_loss(outputs: Any, targets: Any) -> Array:

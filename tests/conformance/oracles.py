@@ -109,9 +109,7 @@ def reference(name: str, form: str) -> Reference:
     """By the module itself, with an interceptor of the test's own for the sites."""
     case = zoo.made(name)
     kind, model = case.kind, case.model
-    streams = {"dropout": FORWARD_KEY}
-    if "noise" in model.streams:
-        streams["noise"] = model_noise_key()
+    streams = streams_of(case)
 
     def forward_pass(params, moves, batch):
         variables = {"params": params, **(case.state or {})}
@@ -218,7 +216,7 @@ def is_inner(module, here):
 def shifted(value, by):
     if isinstance(by, list):
         by.append(value)
-        return value
+        return jax.lax.stop_gradient(value) if isinstance(by, Cut) else value
     return value + by
 
 
@@ -293,6 +291,90 @@ def weight_guess(case: zoo.Case, found: Reference, params: Any) -> Any:
     v = {n: forward.direction(DRAW_KEY, n, g.shape, "rademacher") for n, g in trunk.items()}
     slope = sum(jnp.vdot(trunk[n], v[n]) for n in trunk)
     return {n: slope * v[n] if n in trunk else g for n, g in flat.items()}
+
+
+def streams_of(case: zoo.Case) -> dict[str, Any]:
+    """The keys of a pass."""
+    streams = {"dropout": FORWARD_KEY}
+    return streams | ({"noise": model_noise_key()} if "noise" in case.model.streams else {})
+
+
+class Cut(list):
+    """Notes the value at a site and goes on with a constant."""
+
+
+def pooled(h: Any, head: Any, axes: int) -> Any:
+    """A linear head on the mean over everything between the rows and the channels."""
+    h = h.reshape(*h.shape[:axes], -1, h.shape[-1]).mean(axes)
+    return h @ head["kernel"] + head["bias"].reshape(*(1,) * axes, -1)
+
+
+def stand_in(case: zoo.Case, outputs: Any, made: Any) -> Any:
+    """The outputs with what a head has made in place of those that are tapped."""
+    outputs = jax.lax.stop_gradient(outputs)
+    if isinstance(outputs, dict):
+        return outputs | {"logits": made}
+    if isinstance(outputs, tuple):
+        return made[..., :3], made[..., 3]
+    return made.reshape(outputs.shape)
+
+
+def local(name: str, form: str) -> Any:
+    """Losses at blocks: gradients of all of them with the graph cut behind each block, and the
+    derivative of each block's loss by its activity."""
+    case = zoo.made(name)
+    kind, axes = case.kind, case.model.batch_axes
+
+    def loss_at(h, head, outputs, batch):
+        made = stand_in(case, outputs, pooled(h, head, axes))
+        each, shared = objective_of(kind, form, made, batch.targets)
+        return each.sum() + shared
+
+    def cut_pass(params, batch):
+        notes = {site: Cut() for site in case.model.sites}
+        variables = {"params": params, **(case.state or {})}
+        with nn.intercept_methods(functools.partial(move, notes)):
+            outputs, mutated = kind.module.apply(
+                variables,
+                batch.inputs,
+                True,
+                rngs=streams_of(case),
+                mutable=[*case.state, "losses"],
+                method=call_of(kind),
+            )
+        return outputs, dict(mutated), {site: note[0] for site, note in notes.items()}
+
+    def total(params, batch, blocks):
+        heads = params["local_heads"]
+        trunk = {key: leaf for key, leaf in params.items() if key != "local_heads"}
+        outputs, mutated, h = cut_pass(trunk, batch)
+        each, shared = objective_of(kind, form, outputs, batch.targets)
+        if kind.options.get("auxiliary"):
+            shared += sum(jnp.sum(leaf) for leaf in jax.tree.leaves(mutated.get("losses", {})))
+        own = [loss_at(h[site], heads[site], outputs, batch) for site in blocks]
+        return each.sum() + shared + sum(own)
+
+    def of_activities(params, batch, blocks):
+        heads = params["local_heads"]
+        trunk = {key: leaf for key, leaf in params.items() if key != "local_heads"}
+        outputs, _, h = cut_pass(trunk, batch)
+        return {s: jax.grad(loss_at)(h[s], heads[s], outputs, batch) for s in blocks}
+
+    return jax.grad(total), of_activities
+
+
+def projection(d: Any, g: Any, apart: bool) -> Any:
+    """`<d, g> g / |g|^2` of each example, or of the batch as one vector."""
+    d, g = np.asarray(d, float), np.asarray(g, float)
+    axes = tuple(range(1, d.ndim)) if apart else None
+    slope = (d * g).sum(axes, keepdims=True) / (g * g).sum(axes, keepdims=True)
+    return slope * g
+
+
+def is_told_apart(case: zoo.Case, form: str) -> bool:
+    """Whether a rule that guesses by example can tell the examples of this loss apart."""
+    has_more = form == "weighted, and more" or bool(case.kind.options.get("auxiliary"))
+    return form != "a scalar" and not isinstance(case.kind.module, zoo.ResNet) and not has_more
 
 
 __all__ = ["FORMS", "KEY", "functional", "helpers", "kernels", "losses", "np"]
