@@ -13,8 +13,9 @@ from jax.sharding import Mesh
 from dfa_jax import losses, tree
 from dfa_jax.autodiff import sites
 from dfa_jax.autodiff.loops import inner_programs
+from dfa_jax.autodiff.objective import SHARED, GlobalLoss
 from dfa_jax.models.base import Model, float_leaves
-from dfa_jax.rules import Backprop, LearningRule, LocalLosses
+from dfa_jax.rules import Backprop, LearningRule, LocalLosses, ObjectiveRule
 from dfa_jax.rules.activity_forward_gradient import common_axes
 from dfa_jax.rules.functional import estimate as estimate_gradients
 from dfa_jax.train import sharding
@@ -155,7 +156,8 @@ class LocalityReport(NamedTuple):
             return "local: a unit moves the losses alone whose slopes it is told"
         return "\n".join(
             [
-                "not local: forward gradients would be biased; patches, groups or examples mix",
+                "not local: forward gradients would be biased; examples, positions, patches or"
+                " groups mix",
                 *(
                     f"  behind site '{site}', seen in the loss '{term}'"
                     for site, term in self.leaks
@@ -166,31 +168,35 @@ class LocalityReport(NamedTuple):
 
 def check_locality(
     model: Model,
-    rule: LocalLosses,
+    rule: ObjectiveRule | LocalLosses,
     params: Params,
     batch: Batch,
     loss_fn: LossFn,
     *,
     model_state: Any = (),
 ) -> LocalityReport:
-    """Whether a unit moves only those local losses whose slopes a forward gradient tells it.
+    """Whether a unit moves only those losses whose slopes a forward gradient tells it.
 
-    A random tangent enters at one site, for the first example and the first patch and group that
-    the site is told apart by; every other slope must be exactly zero.
+    A random tangent enters at one site, for the first example (and position, if the model says that
+    they are independent) and the first patch and group that the site is told apart by; every other
+    slope must be exactly zero. With a plain rule it finds models and losses that mix examples.
 
     Args:
         model: the model with its sites and blocks.
-        rule: the local losses; if not `greedy`, nothing is told apart and there is nothing to find.
+        rule: local losses (if not `greedy`, their blocks are not told apart), or a forward gradient
+            of the outputs' loss.
         params: the parameters with heads, as `rule.init` returns them.
         batch: two examples or more.
         loss_fn: the loss.
         model_state: the model's other variables, if it has any.
     """
-    if not rule.greedy:  # every unit is told the sum of all slopes
-        return LocalityReport(())
     model = model.bind(model_state, key=jax.random.key(0))
-    objective = rule.objective(loss_fn, model)
-    augmented = objective.with_heads(model, params)
+    objective, augmented = GlobalLoss(loss_fn), model
+    if isinstance(rule, LocalLosses):
+        if not rule.greedy:  # every unit is told the sum of all slopes
+            return LocalityReport(())
+        objective = rule.objective(loss_fn, model)
+        augmented = objective.with_heads(model, params)
     shapes = sites.activity_shapes(model, params, batch.inputs)
     zeros = {site: np.zeros(a.shape, a.dtype) for site, a in shapes.items()}
     draw = np.random.default_rng(0)
@@ -206,14 +212,17 @@ def check_locality(
     for site, (term, *_) in objective.site_reach(augmented).items():
         stack = len(model.where[site].stack)
         places = plain.terms[term.term].shape[term.num_stack + num_batch :]
-        features = zeros[site].shape[stack + num_batch :]
+        features = zeros[site].shape[stack + model.batch_axes :]
         shared = common_axes(places, features[:-1]) if term.is_own else 0
-        first = (0,) * (num_batch + shared)  # example, and patch and group if told apart
-        here, seen = ((slice(None),) * layers + first for layers in (stack, term.num_stack))
+        example, own = (0,) * num_batch, (0,) * shared  # and patch and group if told apart
+        positions = (slice(None),) * (model.batch_axes - num_batch if shared else 0)
+        here = (slice(None),) * stack + example + positions + own
+        seen = (slice(None),) * term.num_stack + example + own
         u = zeros[site].copy()
         u[here] = _normal(draw, u[here])
         slopes = {t: np.array(slope) for t, slope in slopes_along(zeros | {site: u}).items()}
         slopes[term.term][seen] = 0
+        slopes.pop(SHARED, None)  # told to all
         leaks += [(site, name) for name, slope in slopes.items() if np.any(slope != 0)]
     return LocalityReport(tuple(leaks))
 

@@ -5,12 +5,20 @@ import functools
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from dfa_jax import checks
 from dfa_jax.autodiff import sites
 from dfa_jax.models import MLP, LocalMixer, from_linen
-from dfa_jax.rules import Backprop, DirectFeedbackAlignment, LocalLosses, Shallow, functional
+from dfa_jax.rules import (
+    ActivityForwardGradient,
+    Backprop,
+    DirectFeedbackAlignment,
+    LocalLosses,
+    Shallow,
+    functional,
+)
 from dfa_jax.types import Batch
 from tests import helpers
 from tests.train import small
@@ -335,3 +343,36 @@ def test_the_local_mixer_is_local():
     rule = LocalLosses(patchwise=True, num_groups=2)
     params, _ = helpers.started(rule, case)
     assert checks.check_locality(case.model, rule, params, batch, helpers.LOSS).is_local
+
+
+class Attentive(nn.Module):
+    """Mixes positions, and examples too if it is asked to."""
+
+    mixes_examples: bool = False
+
+    @nn.compact
+    def __call__(self, x):
+        h = nn.Dense(4, name="embed")(x)
+        h = h + jax.nn.softmax(h @ h.swapaxes(1, 2)) @ h
+        return nn.Dense(3, name="readout")(
+            h - h.mean(0, keepdims=True) if self.mixes_examples else h
+        )
+
+
+@pytest.mark.parametrize(
+    ("mixes", "independent", "is_local"),
+    [(False, 1, True), (False, 2, False), (True, 1, False), (True, 0, True)],
+)
+def test_locality_of_examples_and_positions(mixes, independent, is_local):
+    """By construction: attention mixes positions, a mean over the batch mixes examples; what is
+    declared to mix is not told apart."""
+    batch = Batch(
+        helpers.normals(np.zeros((3, 4, 5), np.float32), 0), jax.device_put(np.ones((3, 4), int))
+    )
+    module = Attentive(mixes)
+    model = from_linen(module, "embed", batch.inputs, independent_axes=independent)
+    params = jax.jit(model.init)(jax.random.key(0), batch.inputs)
+    rule = ActivityForwardGradient()
+    report = checks.check_locality(model, rule, params, batch, helpers.LOSS)
+    assert report.is_local == is_local
+    assert report.leaks == (() if is_local else (("embed", "outputs"),))
