@@ -1,6 +1,7 @@
 r"""Losses with one value per example; the objective of every learning rule is their mean.
 
-A loss maps `outputs` and `targets` to `[*batch]`. Any such function will do, Optax's among them.
+Any function of `outputs` and `targets` will do, Optax's among them, whatever shape it returns; with
+weights, masks or an additional term it returns a `types.Loss`.
 """
 
 import dataclasses

@@ -72,10 +72,7 @@ def _replicated_jvp(loss, primals, tangents):
 def naive_replicated_losses(
     loss: PooledLoss, features: Array, head: Any, whatever: Any
 ) -> Float[Array, "*examples patch group"]:
-    """The same by masks and `stop_gradient`: a copy of all features for every patch and group.
-
-    Serves losses too that couple examples, such as a contrastive one without a stopped branch.
-    """
+    """The same by masks and `stop_gradient`: a copy of all features for every patch and group."""
     stop = jax.lax.stop_gradient
     num_patches, num_groups = features.shape[-3:-1]
     share = features / num_patches

@@ -50,8 +50,7 @@ class LocalLosses(LearningRule):
         normalize: layer normalisation, without parameters, of what a head reads, before patches
             are averaged.
         head_init: start of the heads' kernels, see `models.MLP`.
-        aggregator: `fused`: all losses of a block cost one; `naive`: each for itself, which a loss
-            needs that couples examples (`losses.couples_examples`).
+        aggregator: `fused`: all losses of a block cost one; `naive`: each for itself, the same.
 
     Source: Ren et al. (2023), arXiv 2210.03310.
     """
