@@ -178,8 +178,8 @@ SABOTAGES = {
     ),
     "one step too few a dispatch": Sabotage(
         "train/compiled.py",
-        "jax.lax.fori_loop(0, num_steps, loop_body(one), (state, _nothing(most)))",
-        "jax.lax.fori_loop(1, num_steps, loop_body(one), (state, _nothing(most)))",
+        "jax.lax.fori_loop(0, num_steps, loop_body(one), (state, nothing))",
+        "jax.lax.fori_loop(1, num_steps, loop_body(one), (state, nothing))",
         "tests/train/test_step.py -k that_many_train_steps",
     ),
     "decay the biases": Sabotage(
@@ -257,8 +257,8 @@ SABOTAGES = {
     ),
     "tune on the test set": Sabotage(
         "report/tuning.py",
-        "config.data, num_validation=tuning.num_validation, num_test=None",
-        "config.data, num_test=None",
+        "data, num_validation=number, num_test=None",
+        "data, num_test=None",
         "tests/report/test_tuning.py -k no_test_example",
     ),
     "slow every layer like the readout": Sabotage(
@@ -628,8 +628,8 @@ SABOTAGES = {
     ),
     "forget the rate": Sabotage(
         "report/sweep.py",
-        "return Job(name, one.variant, tuning.at_rate(one.config, rate))",
-        "return Job(name, one.variant, one.config)",
+        "config = one.config if rate is None else tuning.at_rate(one.config, rate)",
+        "config = one.config",
         'tests/report/test_sweep.py -k are_one_worker -m "not nightly"',
     ),
     "begin a stopped run again": Sabotage(
@@ -764,7 +764,7 @@ SABOTAGES = {
         "tests/autodiff/test_loops.py -k changes_no_number",
     ),
     "evaluate in a plain loop": Sabotage(
-        "train/compiled.py",
+        "train/evaluation.py",
         "jax.lax.map(loop_body(total), rows)",
         "jax.lax.map(total, rows)",
         "tests/autodiff/test_loops.py -k in_order",

@@ -188,7 +188,7 @@ def _put_in(config: Any, given: dict[str, Any], prefix: str) -> Any:
             changes[field.name] = given[name]
     if isinstance(config, nn.Module):
         return config.clone(**changes) if changes else config
-    return dataclasses.replace(config, **changes)
+    return dataclasses.replace(config, **changes) if changes else config
 
 
 def _is_part(value: Any) -> bool:

@@ -51,7 +51,8 @@ def run_steps(
         state, found = _step(state, data, rows, factor, program)
         return state, _noted(noted, i, found)
 
-    state, noted = jax.lax.fori_loop(0, num_steps, loop_body(one), (state, _nothing(program, most)))
+    nothing = _nothing(program, most)
+    state, noted = jax.lax.fori_loop(0, num_steps, loop_body(one), (state, nothing))
     return _stays(state, program), _everywhere(noted, program)
 
 

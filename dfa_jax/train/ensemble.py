@@ -67,14 +67,15 @@ def fit_ensemble(
             " more seeds, and a feedback_seed for all of them to share"
         )
     program, data, sources = _prepare(config, seeds)
+    num_train = sources[0].num_examples
     keys = jnp.stack([jax.random.key(seed) for seed in seeds])
     states = draw_states(keys, jax.random.key(config.feedback_seed), data, program=program)
     measured = functools.partial(
         measure,
         data=data,
         program=program,
-        num_examples=min(num_examples, num_examples(data)),
-        num_aligned=min(config.alignment_examples, num_examples(data)),
+        num_examples=min(num_examples, num_train),
+        num_aligned=min(config.alignment_examples, num_train),
     )
     points = [{"step": 0, "epoch": 0.0, **jax.device_get(measured(states))}]
     step = 0

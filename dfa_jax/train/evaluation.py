@@ -44,7 +44,8 @@ def mean_of_chunks(
     Raises:
         InputError: nothing of the loss counts.
     """
-    weighted, weights = collections.Counter(), collections.Counter()
+    weighted: dict[str, float] = collections.defaultdict(float)
+    weights: dict[str, float] = collections.defaultdict(float)
     for chunk in chunks:
         found = evaluate_sums(
             state.params, chunk, state.readout, state.model_state, program=program

@@ -276,7 +276,7 @@ def _measured(
     if config.is_contrastive:
         return default, False
     loss = _tried(f"loss '{loss_name(config.loss)}'", config.loss_fn, outputs, targets)
-    if config.metrics is None:
+    if config.metric_fns is None:
         return default if metrics.are_labels(targets, outputs) else (), loss.weights is not None
     pairs = tuple(config.metric_fns.items())
     for name, function in pairs:

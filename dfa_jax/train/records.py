@@ -62,8 +62,15 @@ class Evaluation:
             for name, value in found.items()
             if name not in _FIELDS and math.isfinite(value)
         }
-        both = [found.get(name) for found in (train, test) for name in _FIELDS]
-        return cls(step, epoch, *both, {**own, **metrics})
+        return cls(
+            step=step,
+            epoch=epoch,
+            train_loss=train["loss"],
+            train_accuracy=train.get("accuracy"),
+            test_loss=test["loss"],
+            test_accuracy=test.get("accuracy"),
+            metrics={**own, **metrics},
+        )
 
     @property
     def scalars(self) -> dict[str, float]:
