@@ -1,18 +1,23 @@
 """What a configuration takes besides names and numbers: functions, and how a module is called."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
+import jax
 import optax
+from flax.errors import FlaxError
 
-from dfa_jax.errors import InputError
+from dfa_jax.errors import InputError, reason
 from dfa_jax.losses import LOSSES
 from dfa_jax.metrics import MetricFn
 from dfa_jax.models.base import Call
 from dfa_jax.optim import Optimizer
 from dfa_jax.train.described import describe
 from dfa_jax.types import LossFn
+
+RAISED = (ValueError, TypeError, ArithmeticError, LookupError, AttributeError, FlaxError)
+"""What others' code raises over arrays of a wrong size, structure or type."""
 
 IN_CODE = {"in_code": True}
 """Metadata of a field that no command line has."""
@@ -92,6 +97,33 @@ def checked_optimizer(given: Any) -> Optimizer | optax.GradientTransformation:
             " Optax, as optax.adam(1e-3)"
         )
     return given
+
+
+def tried(optimizer: Any, draw: Callable[[], Any]) -> Any:
+    """The state, without numbers, that `draw` returns, after trying a transformation on it.
+
+    Raises:
+        InputError: it cannot be run on these parameters, or asks for more than the loss's value.
+    """
+    if isinstance(optimizer, Optimizer):
+        return draw()
+    try:
+        state = draw()
+        tx = optax.with_extra_args_support(optimizer)
+        loss = jax.ShapeDtypeStruct((), jax.numpy.float32)
+        grads = state.params
+        jax.eval_shape(
+            lambda loss, *rest: tx.update(*rest, value=loss),
+            loss, grads, state.opt_state, state.params,
+        )  # fmt: skip
+    except InputError:
+        raise
+    except RAISED as error:
+        raise InputError(
+            f"optimizer {describe(optimizer)} does not run on the parameters ({reason(error)}); it"
+            " is given gradients, its state, the parameters and the loss as `value`"
+        ) from error
+    return state
 
 
 def check_loss(given: Any) -> None:

@@ -8,7 +8,6 @@ from typing import Any
 import jax
 import numpy as np
 import optax
-from flax.errors import FlaxError
 from jax.sharding import Mesh
 
 from dfa_jax import metrics
@@ -25,13 +24,10 @@ from dfa_jax.rules import LearningRule
 from dfa_jax.rules.base import SiteRule
 from dfa_jax.train import sharding
 from dfa_jax.train.config import TrainConfig, rule_name
-from dfa_jax.train.given import loss_name
+from dfa_jax.train.given import RAISED, loss_name
 from dfa_jax.train.readout import Readout, place_readout
 from dfa_jax.train.views import Views
 from dfa_jax.types import Batch, LossFn, Params, PRNGKey
-
-_RAISED = (ValueError, TypeError, ArithmeticError, LookupError, AttributeError, FlaxError)
-"""What others' code raises over arrays of a wrong size, structure or type."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,7 +197,7 @@ def _checked_model(config: TrainConfig, dataset: Dataset, rows: int) -> tuple[Mo
         params, _, outputs = jax.eval_shape(model.init_variables, jax.random.key(0), example)
     except InputError:
         raise
-    except _RAISED as error:
+    except RAISED as error:
         raise InputError(
             f"{kind} does not run on inputs {shapes} ({reason(error)}); check its sizes"
         ) from error
@@ -291,7 +287,7 @@ def _tried(what: str, function: Any, outputs: Any, targets: Any) -> losses.Loss:
         return jax.eval_shape(lambda *both: losses.as_loss(function(*both)), outputs, targets)
     except InputError as error:
         raise InputError(f"{what}: {error}") from error
-    except _RAISED as error:
+    except RAISED as error:
         raise InputError(
             f"{what} does not run on outputs {described(float_leaves(outputs))} and targets"
             f" {shapes_of(targets)} ({reason(error)}); check what it reads"

@@ -22,6 +22,7 @@ from dfa_jax.train.checkpoint import Checkpoints, Progress
 from dfa_jax.train.config import TrainConfig, rule_name, to_dict
 from dfa_jax.train.directory import RunDirectory
 from dfa_jax.train.evaluation import mean_of_chunks
+from dfa_jax.train.given import tried
 from dfa_jax.train.interrupt import Interrupted
 from dfa_jax.train.probe import linear_probe
 from dfa_jax.train.program import Program
@@ -193,10 +194,12 @@ class Run:
         """Shapes and types of the state.
 
         Raises:
-            InputError: it cannot be drawn: no parameter has a name that was given, for instance.
+            InputError: it cannot be drawn: no parameter has a name that was given, for instance;
+                or the optimiser does not run on it.
         """
         init = functools.partial(compiled.draw_state, program=self.program)
-        return jax.eval_shape(init, *seed_keys(self.config), self._example())
+        drawn = functools.partial(jax.eval_shape, init, *seed_keys(self.config), self._example())
+        return tried(self.program.optimizer, drawn)
 
     def start(self) -> None:
         """Draws the state on the devices where it stays."""

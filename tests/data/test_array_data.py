@@ -21,7 +21,7 @@ GOOD = (X, Y)
         (((), Y), GOOD, "train has no inputs"),
         (({"x": X, "n": 3}, Y), GOOD, "train has inputs/n, which is int; expected an array"),
         ((X.astype(str), Y), GOOD, "train has inputs of type <U.*; expected numbers"),
-        ((X, Y * 2**40), GOOD, "targets from 0 to 2199023255552; expected .* fit int32"),
+        ((X, Y * 2**40), GOOD, "train has targets from 0 to 2199023255552; expected .* fit int32"),
         (GOOD, ({"x": X}, Y), "test has inputs/x, targets and .* expected the same structure"),
         (GOOD, (X, None), "test has inputs and ArrayData.train has inputs, targets"),
         (GOOD, (X[:, :1], Y), r"test has inputs of float32\[6, 1\], .* of float32\[6, 2\]"),

@@ -335,6 +335,20 @@ def test_what_is_no_function_is_refused():
             checked_metrics(given)
 
 
+@pytest.mark.parametrize(
+    ("optimizer", "said"),
+    [(optax.lbfgs(), "missing 2 required"), (optax.multi_transform({}, {"a": "b"}), r"\(")],
+    ids=["asks for more", "other parameters"],
+)
+def test_an_optimiser_that_cannot_run_is_refused_before_any_work(tmp_path, optimizer, said):
+    """Documented contract: before a file is written, in a line that says what it is given."""
+    config = dataclasses.replace(OWN, optimizer=optimizer, alignment_examples=0)
+    with pytest.raises(InputError, match=f"optimizer optax.*does not run.*{said}.*value") as caught:
+        fit(config, run_dir=tmp_path / "run", progress=False)
+    assert len(str(caught.value).splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+
+
 def test_more_outputs_than_classes_found_will_do():
     """Documented contract: arrays may lack some of the classes that a model tells apart."""
     config = dataclasses.replace(OWN, model=MLP((5,), 7), metrics={"right": reads_accuracy})
