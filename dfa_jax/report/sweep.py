@@ -57,6 +57,9 @@ class Job(NamedTuple):
     variant: str
     config: TrainConfig
 
+    def __hash__(self) -> int:
+        return hash(self.name)  # a module of one's own may have fields that do not hash
+
     @property
     def is_trial(self) -> bool:
         """Whether it is a trial of a learning rate."""

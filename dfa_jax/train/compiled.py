@@ -132,7 +132,8 @@ def weight_of(
         params, batch.inputs, state=model_state, key=program.evaluation_key
     )
     found = losses.as_loss(program.loss_fn(outputs, batch.targets))
-    return losses.total_weight(found)
+    everywhere = sharding.replicated(program.mesh)
+    return jax.lax.with_sharding_constraint(losses.total_weight(found), everywhere)
 
 
 @functools.partial(jax.jit, static_argnames="program")

@@ -53,6 +53,9 @@ class Calling:
     independent_axes: int | None = None
     true_transpose: tuple[str, ...] = ()
 
+    def __post_init__(self):
+        _check_static("calling.call", self.call)
+
     @property
     def options(self) -> dict[str, Any]:
         """The keyword arguments of `from_linen`."""
@@ -75,6 +78,7 @@ def checked_metrics(given: Any) -> tuple[tuple[str, MetricFn], ...] | None:
         name, function = pair
         if not (isinstance(name, str) and name and callable(function)):
             raise InputError(f"metrics has {name!r} with a {type(function).__name__}; {expected}")
+        _check_static(f"metric '{name}'", function)
         if name == "loss":
             raise InputError("metrics has 'loss', which every run records; choose another name")
     names = [name for name, _ in pairs]
@@ -139,6 +143,18 @@ def check_loss(given: Any) -> None:
             f"loss is a {type(given).__name__}; expected a function of outputs and targets, or one"
             f" of {', '.join(LOSSES)}"
         )
+    _check_static("loss", given)
+
+
+def _check_static(what: str, given: Any) -> None:
+    """Refuses what cannot be known again: each step would be compiled anew."""
+    try:
+        hash(given)
+    except TypeError as error:
+        raise InputError(
+            f"{what} is a {type(given).__name__}, which cannot be hashed; expected a function, or"
+            " an instance of a frozen dataclass"
+        ) from error
 
 
 def loss_name(loss: str | LossFn) -> str:

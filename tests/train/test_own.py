@@ -326,10 +326,22 @@ def test_bad_input_is_refused_before_any_work(given, said):
     assert len(str(caught.value).splitlines()) == 1
 
 
+@dataclasses.dataclass
+class Listed:
+    """A metric that equals others, and so does not hash."""
+
+    weights: list[float]
+
+    def __call__(self, outputs, targets):
+        return outputs
+
+
 def test_what_is_no_function_is_refused():
     """Documented contract, of who runs without the type checks of these tests."""
     with pytest.raises(InputError, match=r"loss is a int; expected a function"):
         check_loss(3)
+    with pytest.raises(InputError, match="metric 'f' is a Listed, which cannot be hashed"):
+        checked_metrics({"f": Listed([1.0])})
     for given in ({"f": 3}, (3,), {3: square}):
         with pytest.raises(InputError, match="metrics has .*expected functions"):
             checked_metrics(given)
