@@ -45,12 +45,15 @@ def measured(
         metric_fns = {"accuracy": accuracy} if are_labels(targets, outputs) else {}
     found = {}
     for name, fn in metric_fns.items():
-        value = fn(outputs, targets)
-        if not isinstance(value, Loss):
-            value = Loss(jnp.asarray(value, jnp.float32))
-        value = losses.as_loss(value)
+        value = losses.as_loss(values_of(fn, outputs, targets))
         found[name] = (losses.mean(value), losses.total_weight(value))
     return found
+
+
+def values_of(metric_fn: MetricFn, outputs: Any, targets: Any) -> Loss:
+    """What a metric returns, whole numbers and truth values as real ones."""
+    value = metric_fn(outputs, targets)
+    return value if isinstance(value, Loss) else Loss(jnp.asarray(value, jnp.float32))
 
 
 def are_labels(targets: Any, outputs: Any) -> bool:

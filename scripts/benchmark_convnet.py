@@ -21,7 +21,6 @@ import jax.numpy as jnp
 import numpy as np
 import side_by_side
 
-from dfa_jax.losses import LOSSES
 from dfa_jax.models import ConvNet, from_linen
 from dfa_jax.optim import Optimizer
 from dfa_jax.rules import RULES
@@ -172,7 +171,7 @@ def own_evaluation(program: loop.Program, params: Any, data: Batch) -> Work:
 
     @jax.jit
     def loss(params: Any, data: Batch) -> jax.Array:
-        return LOSSES[program.loss](program.model.apply(params, data.inputs), data.targets).mean()
+        return program.loss_fn(program.model.apply(params, data.inputs), data.targets).mean()
 
     return lambda: float(loss(params, placed))
 

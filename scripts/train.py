@@ -46,8 +46,11 @@ def main(arguments: list[str]) -> None:
     if not hosts.is_first():
         return
     final = result.record.final
-    error = 100 * (1 - final.test_accuracy)
-    print(f"test error {error:.2f} %, loss {final.test_loss:.4f}; {run_dir}")
+    found = f"test loss {final.test_loss:.4f}"
+    if final.test_accuracy is not None:
+        error = 100 * (1 - final.test_accuracy)
+        found = f"test error {error:.2f} %, loss {final.test_loss:.4f}"
+    print(f"{found}; {run_dir}")
 
 
 if __name__ == "__main__":

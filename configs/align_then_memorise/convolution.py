@@ -78,7 +78,7 @@ class Training:
         names = [f"gradient_alignment/layer_{i}" for i in range(2)]
         return {
             "epoch": np.array([point.epoch for point in curves[0]]),
-            "train_error": np.array([[1 - p.train_accuracy for p in c] for c in curves]).T,
+            "train_error": np.array([[1 - (p.train_accuracy or 0) for p in c] for c in curves]).T,
             **{n: np.array([[p.metrics[n] for p in c] for c in curves]).T for n in names},
         }
 

@@ -22,7 +22,8 @@ from dfa_jax.models import LocalMixer
 from dfa_jax.optim import Optimizer
 from dfa_jax.report.recipe import Recipe, Tuning, orders
 from dfa_jax.rules import ActivityForwardGradient, Backprop, LearningRule, LocalLosses
-from dfa_jax.train.config import Loss, TrainConfig
+from dfa_jax.train.config import TrainConfig
+from dfa_jax.train.given import LossName
 
 VIEW = dataclasses.replace(BYOL_VIEW_1, crop_min_area=0.3, blur=0.0)
 MODEL = LocalMixer(channels=256, num_groups=1, num_outputs=128, zero_readout=False)
@@ -31,7 +32,7 @@ OWN = ActivityForwardGradient(relu_mask=True)
 SOURCE = "Ren et al. 2023, figure 4 of the submission"
 
 
-def config(rule: LearningRule, loss: Loss) -> TrainConfig:
+def config(rule: LearningRule, loss: LossName) -> TrainConfig:
     """One run."""
     return TrainConfig(
         data=ImageData("cifar10", standardize="channel"),

@@ -1,8 +1,10 @@
-"""Where batches come from: embedded digits, any TFDS image set, minibatches addressed by step."""
+"""Where batches come from: embedded digits, TFDS, arrays of one's own; minibatches by step."""
 
+from dfa_jax.data.arrays import ArrayData as ArrayData
 from dfa_jax.data.base import Dataset as Dataset
 from dfa_jax.data.base import EpochShuffle as EpochShuffle
 from dfa_jax.data.base import ImageArrays as ImageArrays
+from dfa_jax.data.base import num_examples as num_examples
 from dfa_jax.data.digits import load_digits as load_digits
 from dfa_jax.data.gaussian import GaussianTargets as GaussianTargets
 from dfa_jax.data.image_stream import ImageStream as ImageStream

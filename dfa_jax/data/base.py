@@ -18,11 +18,11 @@ class Dataset(NamedTuple):
 
     Attributes:
         name: as the configuration spells it.
-        train: inputs and targets as NumPy arrays: of images `[n, height, width, channels]` float32
-            and `[n]` int32, of text `[n, context]` int32 both; or a stream of them, whose `inputs`
-            and `targets` are only shapes and types.
+        train: inputs and targets as NumPy arrays, or trees of them, examples in front: of images
+            `[n, height, width, channels]` float32 and `[n]` int32, of text `[n, context]` int32
+            both; or a stream of them, whose `inputs` and `targets` are only shapes and types.
         test: the same for the examples that measure; a validation set where one was asked for.
-        num_classes: targets are in `[0, num_classes)`; the size of a vocabulary.
+        num_classes: targets are in `[0, num_classes)`; the size of a vocabulary; 0 where unknown.
         shift: what a stored 0 is as a pixel in [0, 1], a number or `[channels]`.
         scale: what a stored 1 is above that, likewise: `pixels = scale * inputs + shift`.
         bytes_per_token: of the test text, for `metrics.bits_per_byte`; None for what is no text.
@@ -35,6 +35,15 @@ class Dataset(NamedTuple):
     shift: Any = 0.0
     scale: Any = 1.0
     bytes_per_token: float | None = None
+
+
+def num_examples(data: Batch | Stream) -> int:
+    """The length of the axis in front: examples, or steps of a dispatch.
+
+    >>> num_examples(Batch({"x": np.zeros((3, 2))}, None))
+    3
+    """
+    return len(data) if isinstance(data, Stream) else jax.tree.leaves(data)[0].shape[0]
 
 
 def check_labels(dataset: Dataset) -> None:

@@ -120,8 +120,15 @@ def chunks(data: Batch | Stream, sharding: Sharding) -> Iterator[Batch]:
 def first(data: Batch | Stream, number: int, sharding: Sharding) -> Batch:
     """The first examples, as many as there are."""
     if isinstance(data, Stream):
-        return jax.device_put(data.take(np.arange(min(number, len(data)))), sharding)
+        return some(data, np.arange(min(number, len(data))), sharding)
     return jax.tree.map(lambda a: a[:number], data)
+
+
+def some(data: Batch | Stream, rows: np.ndarray, sharding: Sharding) -> Batch:
+    """These examples."""
+    if isinstance(data, Stream):
+        return jax.device_put(data.take(rows), sharding)
+    return jax.tree.map(lambda a: a[rows], data)
 
 
 def prefetched(make: Callable[[In], Out], items: Iterable[In]) -> Iterator[Out]:

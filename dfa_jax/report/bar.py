@@ -2,7 +2,7 @@
 
 import pathlib
 
-from dfa_jax.data import EpochShuffle
+from dfa_jax.data import EpochShuffle, num_examples
 from dfa_jax.report import plan, tuning
 from dfa_jax.report.recipe import Recipe
 from dfa_jax.train import records
@@ -38,14 +38,15 @@ class Bar:
             return
         left = missing(self._recipe, self._path)
         self.steps.total = self.steps.n + sum(map(self._num_steps, left))
-        self.steps.set_description(f"{name}, rate {config.optimizer.learning_rate:g}")
+        rate = config.learning_rate
+        self.steps.set_description(name if rate is None else f"{name}, rate {rate:g}")
 
     def _num_steps(self, config: TrainConfig) -> int:
         if config.num_tokens:
             return config.num_steps(1)
         data = plan.located(config, self._data_dir).data
         if data not in self._sizes:
-            self._sizes[data] = len(data.load().train.targets)
+            self._sizes[data] = num_examples(data.load().train)
         source = EpochShuffle(self._sizes[data], config.batch_size, config.seed)
         return config.num_steps(source.steps_per_epoch)
 

@@ -28,18 +28,20 @@ def draw(name: str, records: Sequence[RunRecord], theme: Theme = "light") -> byt
 
 
 def learning_curves(records: Sequence[RunRecord], theme: Theme) -> Figure:
-    """Test error against epochs, a panel per group; below, alignment where it was measured."""
+    """Test error (or loss) against epochs, a panel per group; below, alignment if measured."""
     groups = list(dict.fromkeys(group_of(record.variant) for record in records))
     aligned = bool(series.aligned_sites(informative(records)))
     figure, axes = panel.panels(1 + aligned, len(groups))
     for column, group in enumerate(groups):
         runs = by_label([record for record in records if group_of(record.variant) == group])
         draw_error(axes[0, column], runs, theme)
-        axes[0, column].set_title(", ".join(filter(None, ["Test error", group])))
+        title = "Test error" if series.has_errors(records) else "Test loss"
+        axes[0, column].set_title(", ".join(filter(None, [title, group])))
         if aligned:
             draw_alignment(axes[1, column], runs, theme)
             axes[1, column].set_title(", ".join(filter(None, ["Gradient alignment", group])))
-    panel.log_percent_axis(axes[0])
+    if series.has_errors(records):
+        panel.log_percent_axis(axes[0])
     panel.rule_legend(figure, list(by_label(records)), theme)
     return figure
 
@@ -55,11 +57,12 @@ def depth(records: Sequence[RunRecord], theme: Theme) -> Figure:
         aligned = [run for run in informative(runs) if series.aligned_sites([run])]
         panel.line(mean_alignment, against_depth(aligned, series.mean_alignment), rule, theme)
         panel.line(by_layer, against_layer(aligned, depths[-1]), rule, theme)
-    test.set(title="Test error", ylabel="test error, %")
-    train.set(title="Training error", ylabel="training error, %")
+    what, unit = ("error", "error, %") if series.has_errors(records) else ("loss", "loss")
+    test.set(title=f"Test {what}", ylabel=f"test {unit}")
+    train.set(title=f"Training {what}", ylabel=f"training {unit}")
     mean_alignment.set(title="Gradient alignment, mean over layers")
     by_layer.set(title=f"Gradient alignment by layer, {depths[-1]} layers")
-    for axis in (test, train):
+    for axis in (test, train) if series.has_errors(records) else ():
         panel.log_percent_axis([axis])
     for axis in (mean_alignment, by_layer):
         panel.cosine_axis(axis)
@@ -96,13 +99,14 @@ def num_layers(record: RunRecord) -> int:
 
 
 def draw_error(axes: Axes, runs: dict[str, list[RunRecord]], theme: Theme) -> None:
-    """Test error against epochs, a line per rule."""
+    """Test error (or loss) against epochs, a line per rule."""
     for rule, group in runs.items():
         curve = series.over_epochs(group, series.test_error)
         trained = curve.x > 0  # chance level at the start would flatten the rest
         panel.line(axes, Series(*(column[trained] for column in curve)), rule, theme)
     panel.count_axis(axes, "epochs")
-    axes.set_ylabel("test error, %")
+    every = [run for group in runs.values() for run in group]
+    axes.set_ylabel("test error, %" if series.has_errors(every) else "test loss")
 
 
 def draw_alignment(axes: Axes, runs: dict[str, list[RunRecord]], theme: Theme) -> None:

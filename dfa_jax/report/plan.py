@@ -41,7 +41,7 @@ def plan(recipe: Recipe) -> list[Planned]:
 
 def located(config: TrainConfig, data_dir: pathlib.Path | None) -> TrainConfig:
     """The configuration with its data elsewhere on disk."""
-    if data_dir is None:
+    if data_dir is None or not hasattr(config.data, "data_dir"):
         return config
     return dataclasses.replace(
         config, data=dataclasses.replace(config.data, data_dir=str(data_dir))

@@ -86,13 +86,13 @@ def status(recipe: Recipe, folder: pathlib.Path) -> str:
         trials = [job for job in seen.done if job.name.startswith(f"trials/{variant}@")]
         runs = [job for job in seen.done if job.name.startswith(f"runs/{variant}/seed_")]
         losses = [seen.done[job] for job in runs]
-        rates = [job.config.optimizer.learning_rate for job in (*runs, *seen.open)
+        rates = [job.config.learning_rate for job in (*runs, *seen.open)
                  if job.name.startswith(f"runs/{variant}/")]  # fmt: skip
         under_way = [n for n in held if n.split("@")[0].split("/seed_")[0].endswith(f"/{variant}")]
         lines.append(
             (
                 variant,
-                f"{rates[0]:g}" if rates else "searched",
+                _rate(rates[0]) if rates else "searched",
                 str(len(trials)),
                 f"{len(runs)} of {len(recipe.seeds)}",
                 str(len(under_way)),
@@ -102,6 +102,10 @@ def status(recipe: Recipe, folder: pathlib.Path) -> str:
     seconds = sum(record.wall_seconds for record in seen.done.values())
     total = f"{len(seen.done)} jobs done in {text.duration(seconds)}, {len(held)} under way"
     return f"{aligned(lines)}\n{total}, {len(seen.open) - len(held)} waiting."
+
+
+def _rate(rate: float | None) -> str:
+    return "its own" if rate is None else f"{rate:g}"
 
 
 def _is_held(folder: pathlib.Path, job: sweep.Job) -> bool:

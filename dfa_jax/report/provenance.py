@@ -55,12 +55,13 @@ RUN_HEADINGS = (
 
 def run_cells(record: RunRecord) -> tuple[str, ...]:
     """One run, under `RUN_HEADINGS`."""
-    final = record.final
+    final, errors = record.final, ("-", "-")
+    if final.test_accuracy is not None:
+        errors = (f"{test_error(final):.2f}", f"{final_train_error(record):.2f}")
     return (
         record.variant,
         str(record.seed),
-        f"{test_error(final):.2f}",
-        f"{final_train_error(record):.2f}",
+        *errors,
         f"{final.test_loss:.4f}",
         f"{record.num_params:,}",
         f"{record.num_steps:,}",

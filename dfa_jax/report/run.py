@@ -212,7 +212,7 @@ def tuned(
                 continue
             record = keep(path, config, record, folder)
             jax.clear_caches()  # see `sweep.work`; no later trial has this program
-            say(f"{label}, rate {config.optimizer.learning_rate:g}: {judged(config, record)}")
+            say(f"{label}, rate {config.learning_rate:g}: {judged(config, record)}")
             break
         return record
 
@@ -224,7 +224,7 @@ def judged(config: TrainConfig, trial: RunRecord) -> str:
     if not trial.curve:
         return "diverged"
     score = tuning.score(config, trial)
-    return f"validation loss {score:.4f}" if is_text(trial) else f"validation error {score:.2f} %"
+    return f"validation loss {score:.4f}" if by_loss(trial) else f"validation error {score:.2f} %"
 
 
 def diverged(recipe: Recipe, variant: str, config: TrainConfig, seconds: float) -> RunRecord:
@@ -246,13 +246,13 @@ def diverged(recipe: Recipe, variant: str, config: TrainConfig, seconds: float) 
 def describe(record: RunRecord) -> str:
     """One run in a few words."""
     loss, error = record.final.test_loss, test_error(record.final)
-    found = f"test loss {loss:.4f}" if is_text(record) else f"test error {error:.2f} %"
+    found = f"test loss {loss:.4f}" if by_loss(record) else f"test error {error:.2f} %"
     return f"{record.variant}, seed {record.seed}: {found} in {duration(record.wall_seconds)}"
 
 
-def is_text(record: RunRecord) -> bool:
-    """Whether a language model was trained, of which the loss says more than the error."""
-    return "context" in record.config["data"]
+def by_loss(record: RunRecord) -> bool:
+    """Whether the loss says more than the error: of language models, and where there is none."""
+    return "context" in record.config["data"] or record.final.test_accuracy is None
 
 
 def seconds_left(todo: Sequence[plan.Planned], held: Sequence[RunRecord]) -> float:

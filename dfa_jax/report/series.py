@@ -48,17 +48,26 @@ def over_epochs(
 
 
 def test_error(evaluation: Evaluation) -> float:
-    """Test error, %."""
-    return 100 * (1 - evaluation.test_accuracy)
+    """Test error, %; the test loss where there is no accuracy."""
+    return _error(evaluation.test_accuracy, evaluation.test_loss)
 
 
 def train_error(evaluation: Evaluation) -> float:
-    """Error over the training batches since the previous evaluation, %."""
-    return 100 * (1 - evaluation.train_accuracy)
+    """As `test_error`, over the training batches since the previous evaluation."""
+    return _error(evaluation.train_accuracy, evaluation.train_loss)
+
+
+def _error(accuracy: float | None, loss: float) -> float:
+    return loss if accuracy is None else 100 * (1 - accuracy)
+
+
+def has_errors(runs: Iterable[RunRecord]) -> bool:
+    """Whether every run has an accuracy; else losses stand where errors would."""
+    return all(e.test_accuracy is not None for run in runs for e in run.curve)
 
 
 def final_train_error(run: RunRecord) -> float:
-    """Training error at the end of a run, %.
+    """Training error at the end of a run, %, or loss.
 
     Over the last evaluation interval's batches; where that is a remainder, shorter than half of the
     one before, over both.

@@ -57,6 +57,9 @@ class Job(NamedTuple):
     variant: str
     config: TrainConfig
 
+    def __hash__(self) -> int:
+        return hash(self.name)  # a module of one's own may have fields that do not hash
+
     @property
     def is_trial(self) -> bool:
         """Whether it is a trial of a learning rate."""
@@ -257,10 +260,10 @@ def _claimed(
     """
     with contextlib.ExitStack() as stack:
 
-        def claim() -> tuple[list[tuple[str, float]], bool]:
+        def claim() -> tuple[list[tuple[str, float | None]], bool]:
             waiting = survey(recipe, folder).open
             jobs = _take(waiting, folder, together, stack)
-            return [(job.name, job.config.optimizer.learning_rate) for job in jobs], bool(waiting)
+            return [(job.name, job.config.learning_rate) for job in jobs], bool(waiting)
 
         told, left = hosts.from_first(claim)
         yield [_job(recipe, *one) for one in told], left
@@ -288,12 +291,13 @@ def _take(
     return jobs
 
 
-def _job(recipe: Recipe, name: str, rate: float) -> Job:
-    """The job of this name, at the rate that its trials gave it."""
+def _job(recipe: Recipe, name: str, rate: float | None) -> Job:
+    """The job of this name, at the rate that its trials gave it, if it has one."""
     if name.startswith("trials/"):
         return _trial(recipe, name.removeprefix("trials/"))
     (one,) = [one for one in plan.plan(recipe) if one.name == name]
-    return Job(name, one.variant, tuning.at_rate(one.config, rate))
+    config = one.config if rate is None else tuning.at_rate(one.config, rate)
+    return Job(name, one.variant, config)
 
 
 def _alike(first: Job, second: Job, folder: pathlib.Path) -> bool:

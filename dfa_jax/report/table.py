@@ -63,13 +63,14 @@ class Row:
         variant: its label.
         group: what stands before the last "/", "" if nothing does.
         rule: the learning rule's registered name.
-        test: test error, %.
-        train: training error, %.
-        difference: of the test error from backpropagation's in the same group; None for that one.
+        test: test error, %, or loss, where a run has no accuracy.
+        train: training error, %, or loss, likewise.
+        difference: of `test` from backpropagation's in the same group; None for that one.
         published: numbers to compare with.
         rate: the learning rate, where it was tuned.
         probe: test error, %, of a linear classifier fitted to the last features, where one was.
         seconds: wall time of a run, the median, since a first run compiles.
+        quantity: what `test` and `train` are, `error` or `loss`.
     """
 
     variant: str
@@ -82,6 +83,7 @@ class Row:
     seconds: float
     rate: float | None = None
     probe: Summary | None = None
+    quantity: str = "error"
 
     @property
     def label(self) -> str:
@@ -130,6 +132,7 @@ def _row(recipe: Recipe, variant: str, by_variant: dict[str, list[RunRecord]]) -
         seconds=statistics.median(run.wall_seconds for run in runs),
         probe=_probe(runs),
         rate=runs[0].config["optimizer"]["learning_rate"] if recipe.tuning else None,
+        quantity="error" if series.has_errors(runs) else "loss",
     )
 
 
@@ -196,7 +199,15 @@ def grid(table: Sequence[Row]) -> list[tuple[str, ...]]:
     """Headings, then a line per row; columns in which no row has anything are left out."""
     lines = [cells(row) for row in table]
     kept = [i for i in range(len(HEADINGS)) if any(line[i] != text.NOTHING for line in lines)]
-    return [tuple(line[i] for i in kept) for line in (HEADINGS, *lines)]
+    headings = [_heading(name, {row.quantity for row in table}) for name in HEADINGS]
+    return [tuple(line[i] for i in kept) for line in (headings, *lines)]
+
+
+def _heading(name: str, quantities: set[str]) -> str:
+    """A heading of errors where losses stand among them."""
+    if "loss" not in quantities or name not in ("test error, %", "train error, %"):
+        return name
+    return name.replace("error, %", "loss" if quantities == {"loss"} else "error, %, or loss")
 
 
 def markdown(recipe: Recipe, records: Sequence[RunRecord]) -> str:

@@ -4,8 +4,9 @@ import dataclasses
 import math
 import pathlib
 from collections.abc import Callable, Collection, Sequence
+from typing import Any
 
-from dfa_jax.data import ImageData, TextData
+from dfa_jax.data import ArrayData, ImageData, TextData
 from dfa_jax.errors import InputError
 from dfa_jax.report import plan, series
 from dfa_jax.report.recipe import Recipe, Tuning
@@ -23,10 +24,11 @@ def labels(recipe: Recipe) -> list[str]:
     """Of every run that the search may come to, `variant@step`, variant by variant.
 
     Raises:
-        InputError: a variant has no image data, from which a validation split could be cut.
+        InputError: a variant has data from which no validation split can be cut, or an optimiser
+            without a learning rate to set.
     """
     for config in recipe.variants.values():
-        _check_data(recipe, config)
+        _check(recipe, config)
     steps = range(-MOST_STEPS, MOST_STEPS + 1)
     return [f"{variant}@{step:+d}" for variant in recipe.variants for step in steps]
 
@@ -39,22 +41,34 @@ def trial(recipe: Recipe, label: str) -> TrainConfig:
     """
     tuning, (variant, _, step) = _required(recipe), label.rpartition("@")
     config = recipe.variants[variant]
-    _check_data(recipe, config)
+    _check(recipe, config)
     short = dataclasses.replace(
         tuning.shorten(config),
-        data=dataclasses.replace(config.data, num_validation=tuning.num_validation, num_test=None),
+        data=_held_out(config.data, tuning.num_validation),
         log_evaluations=0,
         alignment_examples=0,
     )
     return at_rate(short, rate(recipe, config, int(step)))
 
 
-def _check_data(recipe: Recipe, config: TrainConfig) -> None:
-    if not isinstance(config.data, ImageData | TextData):
+def _check(recipe: Recipe, config: TrainConfig) -> None:
+    if not isinstance(config.data, ImageData | TextData | ArrayData):
         raise InputError(
-            f"recipe '{recipe.title}' tunes on a validation split, which is cut from images or"
-            f" text; got {type(config.data).__name__}"
+            f"recipe '{recipe.title}' tunes on a validation split, which is cut from images, text"
+            f" or arrays; got {type(config.data).__name__}"
         )
+    if config.learning_rate is None:
+        raise InputError(
+            f"recipe '{recipe.title}' tunes learning rates, and an optimizer is a transformation of"
+            " Optax, which has none to set; give an Optimizer, or no `tuning`"
+        )
+
+
+def _held_out(data: Any, number: int) -> Any:
+    """The data with the last training examples to test on."""
+    if isinstance(data, ArrayData):
+        return data.with_validation(number)
+    return dataclasses.replace(data, num_validation=number, num_test=None)
 
 
 def grid(recipe: Recipe, only: Collection[str] | None = None) -> Recipe:
@@ -92,7 +106,7 @@ def _required(recipe: Recipe) -> Tuning:
 
 
 def errors(recipe: Recipe, held: Sequence[RunRecord]) -> dict[str, dict[int, float]]:
-    """Validation error, %, or a text's loss, by variant and step; infinite where it diverged."""
+    """Validation error, %, or loss, by variant and step; infinite where it diverged."""
     found: dict[str, dict[int, float]] = {variant: {} for variant in recipe.variants}
     for record in held:
         variant, _, step = record.variant.rpartition("@")
@@ -102,14 +116,14 @@ def errors(recipe: Recipe, held: Sequence[RunRecord]) -> dict[str, dict[int, flo
 
 
 def score(config: TrainConfig, record: RunRecord) -> float:
-    """What a trial is judged by: its error, %, or the loss of text, nats a token.
+    """What a trial is judged by: its error, %, or the loss of text or where there are no labels.
 
     Where there is a branch whose rate decays, it is that one's.
     """
-    if isinstance(config.data, TextData):
-        final = record.final
+    final = record.final
+    if isinstance(config.data, TextData) or final.test_accuracy is None:
         return final.metrics.get("decayed_test_loss", final.test_loss)
-    return series.test_error(record.final)
+    return series.test_error(final)
 
 
 def best_step(found: dict[int, float]) -> int:

@@ -53,14 +53,15 @@ def on_rule(rows: Sequence[Row]) -> str:
     worse, better = (
         sum(sign * d.mean > 0 for d in differences if is_certain(d)) for sign in (1, -1)
     )
+    what = f"test {' or '.join(sorted({row.quantity for row in rows}))}"
     if len(means) == 1:
         span = f"{means[0]:+.2f} points"
         sure = "worse" if worse else "better" if better else "no difference established"
-        return f"{span} of test error against backprop: {sure} (at p < {SIGNIFICANT})."
+        return f"{span} of {what} against backprop: {sure} (at p < {SIGNIFICANT})."
     span = f"{min(means):+.2f} to {max(means):+.2f} points"
     return (
-        f"{span} of test error against backprop; at p < {SIGNIFICANT} worse in {worse} and better"
-        f" in {better} of {len(means)} comparisons."
+        f"{span} of {what} against backprop; at p < {SIGNIFICANT} worse in {worse} and better in"
+        f" {better} of {len(means)} comparisons."
     )
 
 

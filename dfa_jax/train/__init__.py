@@ -1,6 +1,7 @@
 """The trainer: one pure step for every rule, and the loop around it."""
 
 from dfa_jax.train.config import TrainConfig as TrainConfig
+from dfa_jax.train.given import Calling as Calling
 from dfa_jax.train.loop import Result as Result
 from dfa_jax.train.loop import fit as fit
 from dfa_jax.train.probe import Probe as Probe

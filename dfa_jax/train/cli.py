@@ -23,6 +23,7 @@ from dfa_jax.models import MLP, ConvNet, LocalMixer, Transformer
 from dfa_jax.rules import RULES, ObjectiveRule
 from dfa_jax.train import alarm
 from dfa_jax.train.config import TrainConfig, config_fields
+from dfa_jax.train.described import describe
 
 MODELS: dict[str, type[nn.Module]] = {
     "mlp": MLP,
@@ -44,6 +45,7 @@ PARTS: dict[str, dict[str, Any]] = {
     "data": DATA,
 }
 _NO_MEMORY = ("RESOURCE_EXHAUSTED", "Out of memory allocating")  # as XLA says it
+_TYPED = (int, float, str)
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 
 
@@ -159,15 +161,16 @@ def _add_options(parser: Parser, config: Any, prefix: str) -> None:
         if _is_part(value):
             _add_options(parser, value, name + ".")
             continue
+        reader = _reader(hints[field.name])
+        if field.metadata.get("in_code") or reader is None:
+            continue
         meaning = meanings.get(field.name, "").replace("%", "%%")
-        options: dict[str, Any] = _reader(hints[field.name]) | (
-            {"nargs": "*"} if value == () else {}
-        )
+        options: dict[str, Any] = reader | ({"nargs": "*"} if value == () else {})
         parser.add_argument(
             "--" + name.replace("_", "-"),
             dest=name,
             default=argparse.SUPPRESS,
-            help=f"{meaning} [{value}]",
+            help=f"{meaning} [{describe(value) if callable(value) else value}]",
             **options,
         )
 
@@ -185,26 +188,29 @@ def _put_in(config: Any, given: dict[str, Any], prefix: str) -> Any:
             changes[field.name] = given[name]
     if isinstance(config, nn.Module):
         return config.clone(**changes) if changes else config
-    return dataclasses.replace(config, **changes)
+    return dataclasses.replace(config, **changes) if changes else config
 
 
 def _is_part(value: Any) -> bool:
     return dataclasses.is_dataclass(value) and not isinstance(value, type)
 
 
-def _reader(hint: Any) -> dict[str, Any]:
-    """argparse keywords that read a field of this type."""
+def _reader(hint: Any) -> dict[str, Any] | None:
+    """argparse keywords that read a field of this type; None if nothing that is typed can be."""
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
-        (kind,) = (option for option in inner if option is not type(None))
-        return {"type": _optional(_reader(kind).get("type", str)), "metavar": "VALUE"}
+        readers = [_reader(option) for option in inner if option is not type(None)]
+        known = [reader for reader in readers if reader is not None]
+        if len(known) != 1 or type(None) not in inner:
+            return known[0] if len(known) == 1 else None
+        return {"type": _optional(known[0].get("type", str)), "metavar": "VALUE"}
     if origin is Literal:
         return {"choices": inner}
-    if origin is tuple:
+    if origin is tuple and inner[0] in _TYPED:
         return {"type": inner[0], "nargs": "+", "action": _Tuple, "metavar": "VALUE"}
     if hint is bool:
         return {"type": _boolean, "metavar": "true|false"}
-    return {"type": hint, "metavar": "VALUE"}
+    return {"type": hint, "metavar": "VALUE"} if hint in _TYPED else None
 
 
 class _Tuple(argparse.Action):

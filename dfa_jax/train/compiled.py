@@ -1,24 +1,21 @@
 """The compiled functions of the loop: draw a state, take many steps, evaluate, measure."""
 
 import functools
-import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from dfa_jax import metrics
+from dfa_jax.autodiff import loss as losses
 from dfa_jax.autodiff.loops import loop_body
-from dfa_jax.losses import LOSSES, softmax_cross_entropy
+from dfa_jax.data.base import num_examples
 from dfa_jax.train import sharding
 from dfa_jax.train.program import Program
 from dfa_jax.train.state import TrainState, init_state
 from dfa_jax.train.step import train_step
 from dfa_jax.types import Batch, Params, PRNGKey
-
-_EVAL_EXAMPLES, _EVAL_TARGETS = 500, 2**13  # at most so many at once
 
 
 @functools.partial(jax.jit, static_argnames="program")
@@ -40,12 +37,12 @@ def run_steps(
     *,
     program: Program,
 ) -> tuple[TrainState, dict[str, Array]]:
-    """The first `num_steps` rows of `order` as steps; loss and accuracy of each, zeros behind them.
+    """The first `num_steps` rows of `order` as steps; loss and metrics of each, zeros behind them.
 
     Without an order, `data` has the steps in front, `[most, batch, ...]`. The learning rate of each
     step is multiplied by its factor, if there are any.
     """
-    most = len(data.targets if order is None else order)
+    most = num_examples(data) if order is None else len(order)
 
     def one(i, carry):
         state, noted = carry
@@ -54,7 +51,8 @@ def run_steps(
         state, found = _step(state, data, rows, factor, program)
         return state, _noted(noted, i, found)
 
-    state, noted = jax.lax.fori_loop(0, num_steps, loop_body(one), (state, _nothing(most)))
+    nothing = _nothing(program, most)
+    state, noted = jax.lax.fori_loop(0, num_steps, loop_body(one), (state, nothing))
     return _stays(state, program), _everywhere(noted, program)
 
 
@@ -78,7 +76,7 @@ def run_steps_together(
 
     number = len(states)
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
-    begin = (stacked, _nothing(len(order), number))
+    begin = (stacked, _nothing(program, len(order), number))
     stacked, noted = jax.lax.fori_loop(0, num_steps, loop_body(one), begin)
     apart = [jax.tree.map(lambda leaf, i=i: leaf[i], stacked) for i in range(number)]
     own = [jax.tree.map(lambda leaf, i=i: leaf[:, i], noted) for i in range(number)]
@@ -99,9 +97,9 @@ def _everywhere(found: dict[str, Array], program: Program) -> dict[str, Array]:
     return jax.lax.with_sharding_constraint(found, sharding.replicated(program.mesh))
 
 
-def _nothing(*shape: int) -> dict[str, Array]:
+def _nothing(program: Program, *shape: int) -> dict[str, Array]:
     """Where metrics are noted, step by step."""
-    return {"loss": jnp.zeros(shape), "accuracy": jnp.zeros(shape)}
+    return {name: jnp.zeros(shape) for name in program.metric_names}
 
 
 def _noted(noted: dict[str, Array], i: Array, found: dict[str, Array]) -> dict[str, Array]:
@@ -126,34 +124,16 @@ def _step(
 
 
 @functools.partial(jax.jit, static_argnames="program")
-def evaluate(
-    params: Params, data: Batch, readout: Params = (), model_state: Any = (), *, program: Program
-) -> dict[str, Array]:
-    """Mean loss and accuracy over a whole set, of the readout if the program has one."""
-
-    params, number = sharding.gathered(program.mesh, params), len(data.targets)
-    shards = sharding.batch_shards(program.mesh)
-    most = max(1, min(_EVAL_EXAMPLES, _EVAL_TARGETS // data.targets[0].size, number))
-    at_once = math.ceil(most / shards) * shards
-    rows = np.arange(math.ceil(number / at_once) * at_once).reshape(-1, at_once)
-
-    def total(rows: Int[Array, " some"]) -> dict[str, Array]:
-        batch = jax.tree.map(lambda a: a[jnp.minimum(rows, number - 1)], data)
-        batch = jax.lax.with_sharding_constraint(batch, sharding.over_batch(program.mesh))
-        if program.readout:
-            bound = program.model.bind(model_state, train=False)
-            outputs = program.readout.logits(readout, bound, params, batch.inputs)
-            loss = softmax_cross_entropy(outputs, batch.targets)
-        else:
-            outputs = program.model.apply(params, batch.inputs, state=model_state)
-            loss = LOSSES[program.loss](outputs, batch.targets)
-        right = metrics.correct(outputs, batch.targets).astype(jnp.float32)
-        found = {"loss": loss, "accuracy": right}
-        each = {name: a.reshape(len(rows), -1).mean(1) for name, a in found.items()}
-        return {name: jnp.where(rows < number, a, 0).sum() for name, a in each.items()}
-
-    totals = jax.lax.map(loop_body(total), rows)
-    return _everywhere({name: a.sum() / number for name, a in totals.items()}, program)
+def weight_of(
+    params: Params, model_state: Any, batch: Batch, *, program: Program
+) -> Float[Array, ""]:
+    """Sum of the loss's weights on a batch; what it does not depend on is not computed."""
+    outputs = program.model.apply(
+        params, batch.inputs, state=model_state, key=program.evaluation_key
+    )
+    found = losses.as_loss(program.loss_fn(outputs, batch.targets))
+    everywhere = sharding.replicated(program.mesh)
+    return jax.lax.with_sharding_constraint(losses.total_weight(found), everywhere)
 
 
 @functools.partial(jax.jit, static_argnames="program")
@@ -166,7 +146,7 @@ def all_finite(params: Params, *, program: Program) -> Bool[Array, ""]:
 @functools.partial(jax.jit, static_argnames="program")
 def measure_sites(state: TrainState, batch: Batch, *, program: Program) -> dict[str, Array]:
     """`metrics.site_metrics` of a state on a batch, or on its views."""
-    loss_fn = LOSSES[program.loss]
+    loss_fn = program.loss_fn
     key = jax.random.fold_in(state.key, state.step)
     if program.views:
         batch = program.views(key, batch)

@@ -3,27 +3,32 @@
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import flax.linen as nn
 import numpy as np
+import optax
 
-from dfa_jax.data import GaussianTargets, ImageData, MarkovData, TextData
+from dfa_jax.data import ArrayData, GaussianTargets, ImageData, MarkovData, TextData
 from dfa_jax.data.augment import NONE, Augmentation
 from dfa_jax.errors import InputError
 from dfa_jax.losses import LOSSES, is_contrastive
+from dfa_jax.metrics import MetricFn
 from dfa_jax.models import MLP
 from dfa_jax.optim import Optimizer
 from dfa_jax.rules import RULES, Backprop, DirectRandomTargetProjection, LearningRule
+from dfa_jax.train.described import describe, place
+from dfa_jax.train.given import (
+    IN_CODE,
+    Calling,
+    LossName,
+    check_loss,
+    checked_metrics,
+    checked_optimizer,
+    loss_name,
+)
 from dfa_jax.train.readout import OnlineReadout
-
-Loss = Literal[
-    "softmax_cross_entropy",
-    "sigmoid_cross_entropy",
-    "squared_error",
-    "nt_xent",
-    "nt_xent_unstopped",
-]
+from dfa_jax.types import LossFn
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,16 +38,22 @@ class TrainConfig:
     Attributes:
         data: which examples.
         model: the Flax module to train.
+        calling: how it is called, where that is not found.
         sites: its credit sites, submodule paths or glob patterns.
         blocks: where its blocks end, likewise, for local losses; none for the sites.
         rule: the learning rule.
-        loss: per example; the objective is its mean. With a contrastive one (`nt_xent`) every image
-            of a batch is two rows, its views, the model's outputs are projections of any width, and
-            accuracies and the test loss are those of a linear readout of the features.
+        loss: the name of one of `LOSSES`, or a function `loss_fn(outputs, targets)` of values, or
+            of a `types.Loss`; the objective is its (weighted) mean. With a contrastive one
+            (`nt_xent`) every image of a batch is two rows, its views, the model's outputs are
+            projections of any width, and accuracies and the test loss are those of a linear readout
+            of the features.
+        metrics: functions `metric(outputs, targets)`, of numbers or a `types.Loss`, by name, whose
+            (weighted) means are recorded: a mapping, or a tuple of pairs, which it becomes. Without
+            any, `accuracy` where the targets are one label for each row of the outputs.
         augment: random changes of every training image, or the first view of a contrastive run.
         second_view: the second view, in a contrastive run alone.
         readout: the classifier beside a contrastive run.
-        optimizer: how gradients move parameters.
+        optimizer: how gradients move parameters: an `Optimizer`, or any transformation of Optax.
         batch_size: examples a step, over all devices.
         examples_at_once: most examples that a device computes at once: the gradients of parts of a
             batch are added up, in less memory; 0 for the whole batch. A rule that draws noise draws
@@ -65,16 +76,20 @@ class TrainConfig:
         layer_axis: devices over which the blocks of a layer-parallel backward pass are split.
     """
 
-    data: ImageData | TextData | MarkovData | GaussianTargets = ImageData()
+    data: ImageData | TextData | MarkovData | GaussianTargets | ArrayData = ImageData()
     model: nn.Module = MLP()
+    calling: Calling = Calling()
     sites: tuple[str, ...] = ("layer_*",)
     blocks: tuple[str, ...] = ()
     rule: LearningRule = Backprop()
-    loss: Loss = "softmax_cross_entropy"
+    loss: LossName | LossFn = "softmax_cross_entropy"
+    metrics: Mapping[str, MetricFn] | tuple[tuple[str, MetricFn], ...] | None = dataclasses.field(
+        default=None, metadata=IN_CODE
+    )
     augment: Augmentation = NONE
     second_view: Augmentation = NONE
     readout: OnlineReadout = OnlineReadout()
-    optimizer: Optimizer = Optimizer()
+    optimizer: Any = Optimizer()
     batch_size: int = 128
     examples_at_once: int = 0
     num_epochs: float = 10.0
@@ -90,6 +105,9 @@ class TrainConfig:
     layer_axis: int = 1
 
     def __post_init__(self):
+        object.__setattr__(self, "metrics", checked_metrics(self.metrics))
+        object.__setattr__(self, "optimizer", checked_optimizer(self.optimizer))
+        check_loss(self.loss)
         for name in ("batch_size", "num_epochs", "eval_every", "model_axis", "layer_axis"):
             value = getattr(self, name)
             if not (value > 0 and math.isfinite(value)):
@@ -98,10 +116,11 @@ class TrainConfig:
             raise InputError(f"num_tokens is {self.num_tokens}; expected at least 0")
         if not 0 <= self.decay_fraction <= 1:
             raise InputError(f"decay_fraction is {self.decay_fraction}; expected 0 to 1")
-        if self.decay_fraction and self.optimizer.schedule != "constant":
+        schedule = getattr(self.optimizer, "schedule", "unknown, of a transformation of Optax")
+        if self.decay_fraction and schedule != "constant":
             raise InputError(
                 f"decay_fraction is {self.decay_fraction} and optimizer.schedule is"
-                f" '{self.optimizer.schedule}'; branches want a constant rate"
+                f" '{schedule}'; branches want a constant rate"
             )
         for name in (
             "alignment_examples",
@@ -113,17 +132,31 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and not 0 <= value < 2**31:
                 raise InputError(f"{name} is {value}; expected an integer from 0 to 2**31 - 1")
-        if self.loss not in LOSSES:
-            raise InputError(f"loss is '{self.loss}'; expected one of {', '.join(LOSSES)}")
         self._check_views()
+
+    @property
+    def loss_fn(self) -> LossFn:
+        """The loss as a function."""
+        return LOSSES[self.loss] if isinstance(self.loss, str) else self.loss
+
+    @property
+    def metric_fns(self) -> Mapping[str, MetricFn] | None:
+        """The metrics by name."""
+        return None if self.metrics is None else dict(self.metrics)
+
+    @property
+    def learning_rate(self) -> float | None:
+        """The optimiser's peak rate; None of a transformation of Optax, which does not tell."""
+        return self.optimizer.learning_rate if isinstance(self.optimizer, Optimizer) else None
 
     @property
     def is_contrastive(self) -> bool:
         """Whether the loss compares two views of each image."""
-        return is_contrastive(LOSSES[self.loss])
+        return is_contrastive(self.loss_fn)
 
     def _check_views(self) -> None:
         """Refuses views of what are no images, or of too few, and rules without use for them."""
+        loss = loss_name(self.loss)
         if not isinstance(self.data, ImageData):
             for name in ("augment", "second_view"):
                 if getattr(self, name) != NONE:
@@ -133,30 +166,35 @@ class TrainConfig:
                     )
             if self.is_contrastive:
                 raise InputError(
-                    f"loss '{self.loss}' compares views of images and data is {self.data}; choose"
+                    f"loss '{loss}' compares views of images and data is {self.data}; choose"
                     " ImageData, or another loss"
                 )
         if not self.is_contrastive:
             return
+        if self.metrics is not None:
+            raise InputError(
+                f"metrics are given, and with loss '{loss}' the accuracy of a readout is measured;"
+                " leave them out, or choose another loss"
+            )
         if self.examples_at_once:
             raise InputError(
-                f"examples_at_once is {self.examples_at_once}, and loss '{self.loss}' compares the"
+                f"examples_at_once is {self.examples_at_once}, and loss '{loss}' compares the"
                 " images of a whole batch; set it to 0, or choose another loss"
             )
         for name in ("batch_size", "alignment_examples"):
             if getattr(self, name) == 1:
                 raise InputError(
-                    f"{name} is 1, and loss '{self.loss}' compares an image with others; expected"
+                    f"{name} is 1, and loss '{loss}' compares an image with others; expected"
                     " at least 2"
                 )
         if isinstance(self.rule, DirectRandomTargetProjection):
             raise InputError(
-                f"rule is {rule_name(self.rule)}, which projects labels, and loss '{self.loss}'"
+                f"rule is {rule_name(self.rule)}, which projects labels, and loss '{loss}'"
                 " reads none; choose another rule, or another loss"
             )
         if getattr(self.model, "zero_readout", False):
             raise InputError(
-                f"zero_readout is true: all outputs are zero, where loss '{self.loss}' has no"
+                f"zero_readout is true: all outputs are zero, where loss '{loss}' has no"
                 " gradient, and the readout would never learn; set it to false"
             )
 
@@ -212,23 +250,36 @@ def to_dict(config: Any) -> Any:
     """A configuration as JSON-able values; a rule or model carries its `name`.
 
     Where the data lies is left out: it is no part of what was run, and differs between machines.
+    Functions and transformations are told by where they are defined and a digest of what they hold,
+    arrays by shape, type and digest.
 
     >>> to_dict(TrainConfig())["rule"]
     {'name': 'backprop'}
     """
-    if dataclasses.is_dataclass(config):
-        names = [f.name for f in config_fields(config) if f.name != "data_dir"]
-        fields = {name: to_dict(getattr(config, name)) for name in names}
+    if isinstance(config, ArrayData):
+        return config.summary()
+    if dataclasses.is_dataclass(config) and not isinstance(config, type):
+        held = {f: getattr(config, f.name) for f in config_fields(config) if f.name != "data_dir"}
+        fields = {f.name: to_dict(v) for f, v in held.items() if not _is_left_out(f, v)}
         if isinstance(config, LearningRule):
             return {"name": rule_name(config), **fields}
         if isinstance(config, nn.Module):
             return {"name": type(config).__name__, **fields}
-        return fields
-    if isinstance(config, (tuple, list)):
+        # An augmentation has been recorded without a name.
+        has_name = callable(config) and not isinstance(config, Augmentation)
+        return {"name": place(config), **fields} if has_name else fields
+    if isinstance(config, Mapping):
+        return {str(key): to_dict(value) for key, value in config.items()}
+    if isinstance(config, (tuple, list)) and not isinstance(config, optax.GradientTransformation):
         return [to_dict(value) for value in config]
     if config is None or isinstance(config, (bool, int, float, str)):
         return config
-    return repr(config)
+    return describe(config)
+
+
+def _is_left_out(field: dataclasses.Field, value: Any) -> bool:
+    """Whether it is what no command line has, and nobody gave."""
+    return value is None and bool(field.metadata.get("in_code"))
 
 
 def config_fields(config: Any) -> list[dataclasses.Field]:
@@ -296,6 +347,6 @@ def _defaults(config: Any, prefix: str = "") -> dict[str, Any]:
         value = getattr(config, field.name)
         if dataclasses.is_dataclass(value):
             found |= _defaults(value, f"{prefix}{field.name}.")
-        elif field.default is not dataclasses.MISSING:
+        elif field.default is not dataclasses.MISSING and not _is_left_out(field, field.default):
             found |= flatten({field.name: to_dict(field.default)}, prefix)
     return found

@@ -16,10 +16,9 @@ from jaxtyping import Array, Float, Int
 from dfa_jax import metrics, tree
 from dfa_jax.autodiff import loss as losses
 from dfa_jax.autodiff.loops import loop_body
-from dfa_jax.data import EpochShuffle, Stream
+from dfa_jax.data import EpochShuffle, Stream, num_examples
 from dfa_jax.data.base import check_labels
 from dfa_jax.errors import DivergedError, InputError
-from dfa_jax.losses import LOSSES
 from dfa_jax.train import loop
 from dfa_jax.train.config import TrainConfig
 from dfa_jax.train.loop import STEPS_PER_DISPATCH, Program
@@ -68,14 +67,15 @@ def fit_ensemble(
             " more seeds, and a feedback_seed for all of them to share"
         )
     program, data, sources = _prepare(config, seeds)
+    num_train = sources[0].num_examples
     keys = jnp.stack([jax.random.key(seed) for seed in seeds])
     states = draw_states(keys, jax.random.key(config.feedback_seed), data, program=program)
     measured = functools.partial(
         measure,
         data=data,
         program=program,
-        num_examples=min(num_examples, len(data.targets)),
-        num_aligned=min(config.alignment_examples, len(data.targets)),
+        num_examples=min(num_examples, num_train),
+        num_aligned=min(config.alignment_examples, num_train),
     )
     points = [{"step": 0, "epoch": 0.0, **jax.device_get(measured(states))}]
     step = 0
@@ -101,8 +101,9 @@ def _prepare(
             f"data set '{dataset.name}' is streamed, and an ensemble trains on data in memory; set"
             " stream to false, or train seed by seed with train.fit"
         )
-    check_labels(dataset)
-    num_train = len(dataset.train.targets)
+    if isinstance(config.loss, str):
+        check_labels(dataset)
+    num_train = num_examples(dataset.train)
     sources = [EpochShuffle(num_train, config.batch_size, seed) for seed in seeds]
     program = loop.make_program(config, dataset, config.num_steps(sources[0].steps_per_epoch))
     return program, jax.device_put(dataset.train), sources
@@ -127,9 +128,10 @@ def _advance(
 
 def _check_finite(losses: np.ndarray, step: int, config: TrainConfig) -> None:
     if not np.isfinite(losses).all():
+        rate = config.learning_rate
+        now = "" if rate is None else f" (now {rate})"
         raise DivergedError(
-            f"the training loss is {losses} after step {step}; lower optimizer.learning_rate (now"
-            f" {config.optimizer.learning_rate})"
+            f"the training loss is {losses} after step {step}; lower optimizer.learning_rate{now}"
         )
 
 
@@ -165,13 +167,14 @@ def measure(
     states: TrainState, data: Batch, *, program: Program, num_examples: int, num_aligned: int
 ) -> dict[str, Array]:
     """All measurements at one time, `[seed]` each; similarities have no axis."""
-    loss_fn = LOSSES[program.loss]
+    loss_fn = program.loss_fn
     seen, aligned = (jax.tree.map(lambda a, n=n: a[:n], data) for n in (num_examples, num_aligned))
 
     def one(state: TrainState) -> dict[str, Array]:
-        outputs = program.model.apply(state.params, seen.inputs, state=state.model_state)
+        key = program.evaluation_key
+        outputs = program.model.apply(state.params, seen.inputs, state=state.model_state, key=key)
         found = {"train_loss": losses.mean(losses.as_loss(loss_fn(outputs, seen.targets)))}
-        if jnp.issubdtype(seen.targets.dtype, jnp.integer):
+        if metrics.are_labels(seen.targets, outputs):
             wrong = ~metrics.correct(outputs, seen.targets)
             found["train_error"] = wrong.astype(jnp.float32).mean()
         key = jax.random.fold_in(state.key, state.step)

@@ -17,16 +17,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 import numpy as np
 from jaxtyping import Array
 
-from dfa_jax.data import EpochShuffle, Stream, feed
+from dfa_jax.data import EpochShuffle, Stream, feed, num_examples
 from dfa_jax.data.base import check_labels
 from dfa_jax.errors import InputError, require
+from dfa_jax.optim import Optimizer
 from dfa_jax.train import config as configs
 from dfa_jax.train import hosts, interrupt, sharding
 from dfa_jax.train.checkpoint import DamagedError
 from dfa_jax.train.compiled import draw_state as draw_state
-from dfa_jax.train.compiled import evaluate as evaluate
 from dfa_jax.train.compiled import run_steps, run_steps_together
 from dfa_jax.train.config import TrainConfig, rule_name
+from dfa_jax.train.evaluation import evaluate as evaluate
 from dfa_jax.train.interrupt import Interrupted
 from dfa_jax.train.program import Program as Program
 from dfa_jax.train.program import make_program
@@ -133,13 +134,9 @@ def fit_together(
     config = _common(members)
     hosts.agree(config)
     dataset = config.data.load()
-    check_labels(dataset)
-    if not np.issubdtype(dataset.train.targets.dtype, np.integer):
-        raise InputError(
-            f"data set '{dataset.name}' has no classes, and a run reports accuracy; train it with"
-            " train.ensemble.fit_ensemble, or choose a set with labels"
-        )
-    source = EpochShuffle(len(dataset.train.targets), config.batch_size, config.seed)
+    if isinstance(config.loss, str):  # another loss may read what it likes
+        check_labels(dataset)
+    source = EpochShuffle(num_examples(dataset.train), config.batch_size, config.seed)
     program = make_program(config, dataset, config.num_steps(source.steps_per_epoch))
     data = Data.placed(dataset, program)
     if len(members) > 1 and isinstance(data.train, Stream):
@@ -172,10 +169,19 @@ def _common(members: Sequence[TrainConfig]) -> TrainConfig:
 
 def differences(first: TrainConfig, second: TrainConfig) -> list[str]:
     """The settings, besides seed and learning rate, in which two runs differ."""
-    rate = first.optimizer.learning_rate
-    optimizer = dataclasses.replace(second.optimizer, learning_rate=rate)
-    same = dataclasses.replace(second, seed=first.seed, optimizer=optimizer)
-    return configs.changes(configs.to_dict(first), same)
+    same = dataclasses.replace(second, seed=first.seed)
+    if isinstance(first.optimizer, Optimizer) and isinstance(second.optimizer, Optimizer):
+        rate = first.optimizer.learning_rate
+        optimizer = dataclasses.replace(second.optimizer, learning_rate=rate)
+        same = dataclasses.replace(same, optimizer=optimizer)
+    found = configs.changes(configs.to_dict(first), same)
+    # Two functions of one name are not told apart by what is written of them.
+    names = ("optimizer", "loss", "metrics", "calling")
+    return found or [
+        f"{name}: another function of the same name"
+        for name in names
+        if getattr(first, name) != getattr(same, name)
+    ]
 
 
 def _train(runs: Sequence[Run], progress: bool | Bar) -> list[Result]:
@@ -341,14 +347,16 @@ def _dispatch(
     if len(runs) == 1:
         (run,) = runs
         # ones: a branch that decays the rate is then the same program with other factors
-        whole = np.ones(len(data.targets if order is None else order), np.float32)
+        whole = np.ones(num_examples(data) if order is None else len(order), np.float32)
         run.state, noted = run_steps(run.state, data, order, number, whole, program=program)
         return [noted]
     assert order is not None  # streams were refused
     orders = np.zeros((len(order), len(runs), order.shape[1]), np.int32)
     orders[:number] = np.stack([run.source.indices(begin, number) for run in runs], 1)
-    rates = np.array([run.config.optimizer.learning_rate for run in runs])
-    factors = (rates / program.optimizer.learning_rate).astype(np.float32)
+    factors = np.ones(len(runs), np.float32)
+    if isinstance(program.optimizer, Optimizer):
+        rates = np.array([run.config.optimizer.learning_rate for run in runs])
+        factors = (rates / program.optimizer.learning_rate).astype(np.float32)
     states = tuple(run.state for run in runs)
     states, noted = run_steps_together(states, data, orders, number, factors, program=program)
     for run, state in zip(runs, states, strict=True):
@@ -363,7 +371,7 @@ def _fetch(runs: Sequence[Run], pending: "_Pending", bar: Bar) -> list[float]:
         run.note(begin, stop, found)
     shown = {
         name: np.mean([np.asarray(found[name])[: stop - begin] for found in noted])
-        for name in ("loss", "accuracy")
+        for name in runs[0].program.metric_names
     }
     bar.set_postfix({name: f"{value:.4f}" for name, value in shown.items()})
     bar.update(stop - begin)

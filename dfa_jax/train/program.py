@@ -1,26 +1,33 @@
 """What a run's compiled functions depend on, made from its configuration, and checked."""
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
+import optax
 from jax.sharding import Mesh
 
-from dfa_jax.data import Dataset
+from dfa_jax import metrics
+from dfa_jax.autodiff import loss as losses
+from dfa_jax.data import ArrayData, Dataset
 from dfa_jax.data.augment import NONE
-from dfa_jax.errors import InputError
+from dfa_jax.errors import InputError, reason
 from dfa_jax.losses import LOSSES
+from dfa_jax.metrics import MetricFn
 from dfa_jax.models import Model, from_linen
+from dfa_jax.models.base import described, float_leaves
 from dfa_jax.optim import Optimizer
 from dfa_jax.rules import LearningRule
 from dfa_jax.rules.base import SiteRule
 from dfa_jax.train import sharding
 from dfa_jax.train.config import TrainConfig, rule_name
+from dfa_jax.train.given import RAISED, loss_name
 from dfa_jax.train.readout import Readout, place_readout
 from dfa_jax.train.views import Views
-from dfa_jax.types import Batch, Params
+from dfa_jax.types import Batch, LossFn, Params, PRNGKey
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,38 +37,60 @@ class Program:
     Attributes:
         model: with its sites.
         rule: the learning rule.
-        loss: its name.
-        optimizer: how gradients move parameters.
+        loss: its name, or a function.
+        optimizer: how gradients move parameters: an `Optimizer`, or a transformation of Optax.
         num_steps: of the whole run, for the schedule.
         mesh: the devices.
         num_parts: of a batch, whose gradients are computed one after the other.
         views: what is done to every batch, if anything.
         readout: the classifier of a contrastive run's features.
+        metrics: what is measured besides the loss, by name.
+        is_weighted: whether the loss has weights.
     """
 
     model: Model
     rule: LearningRule
-    loss: str
-    optimizer: Optimizer
+    loss: str | LossFn
+    optimizer: Optimizer | optax.GradientTransformation
     num_steps: int
     mesh: Mesh
     num_parts: int = 1
     views: Views | None = None
     readout: Readout | None = None
+    metrics: tuple[tuple[str, MetricFn], ...] = (("accuracy", metrics.accuracy),)
+    is_weighted: bool = False
+
+    @property
+    def loss_fn(self) -> LossFn:
+        """The loss as a function."""
+        return LOSSES[self.loss] if isinstance(self.loss, str) else self.loss
+
+    @property
+    def metric_names(self) -> list[str]:
+        """What is noted of every step: the loss first."""
+        return ["loss", *(name for name, _ in self.metrics)]
+
+    @property
+    def evaluation_key(self) -> PRNGKey | None:
+        """For a module that asks for random numbers in evaluation: always the same ones."""
+        return jax.random.key(0) if self.model.eval_streams else None
 
     @property
     def parts(self) -> dict[str, Any]:
         """The keyword arguments of `train_step`."""
-        return {**self.initial_parts, "num_parts": self.num_parts}
+        more = {"num_parts": self.num_parts, "metric_fns": dict(self.metrics)}
+        return self.initial_parts | more
 
     @property
     def initial_parts(self) -> dict[str, Any]:
         """The keyword arguments of `init_state`."""
-        tx = self.optimizer.build(self.num_steps, self.model.readout)
+        tx = self.optimizer
+        if isinstance(tx, Optimizer):
+            tx = tx.build(self.num_steps, self.model.readout)
         return {
             "model": self.model,
             "rule": self.rule,
-            "loss_fn": LOSSES[self.loss],
+            "loss_fn": self.loss_fn,
             "tx": tx,
             "readout": self.readout,
             "views": self.views,
@@ -85,7 +114,8 @@ def make_program(
     )
     views = _checked_views(config, dataset)
     rows = config.batch_size * (views.per_image if views else 1)
-    model = _checked_model(config, dataset, rows)
+    model, outputs = _checked_model(config, dataset, rows)
+    measured, is_weighted = _measured(config, outputs, examples(dataset, rows).targets)
     if config.layer_axis > 1:
         _check_layers(config, model)
     readout = _readout(config, model, dataset) if config.is_contrastive else None
@@ -99,6 +129,8 @@ def make_program(
         _num_parts(config, mesh),
         views,
         readout,
+        measured,
+        is_weighted,
     )
 
 
@@ -127,11 +159,9 @@ def _check_layers(config: TrainConfig, model: Model) -> None:
 
 def examples(dataset: Dataset, number: int) -> Batch:
     """So many training examples without numbers: shapes and types."""
-    return Batch(
-        *(
-            jax.ShapeDtypeStruct((number, *a.shape[1:]), a.dtype)
-            for a in (dataset.train.inputs, dataset.train.targets)
-        )
+    return jax.tree.map(
+        lambda a: jax.ShapeDtypeStruct((number, *a.shape[1:]), a.dtype),
+        Batch(dataset.train.inputs, dataset.train.targets),
     )
 
 
@@ -156,48 +186,112 @@ def _readout(config: TrainConfig, model: Model, dataset: Dataset) -> Readout:
     return Readout(at, dataset.num_classes, config.readout.learning_rate)
 
 
-def _checked_model(config: TrainConfig, dataset: Dataset, rows: int) -> Model:
-    """The model with its sites, after checking that it classifies as many classes as there are.
-
-    Every target, a label of an image or each token of a text, has a row of logits. A contrastive
-    run asks for no number of outputs, but for one vector a row.
-    """
-    example = jax.ShapeDtypeStruct(
-        (rows, *dataset.train.inputs.shape[1:]), dataset.train.inputs.dtype
-    )
+def _checked_model(config: TrainConfig, dataset: Dataset, rows: int) -> tuple[Model, Any]:
+    """The model with its sites, and its outputs without numbers, after trying it."""
+    example = examples(dataset, rows).inputs
+    kind, shapes = type(config.model).__name__, shapes_of(example)
     try:
-        model = from_linen(config.model, config.sites, example, blocks=config.blocks)
+        model = from_linen(
+            config.model, config.sites, example, blocks=config.blocks, **config.calling.options
+        )
         params, _, outputs = jax.eval_shape(model.init_variables, jax.random.key(0), example)
     except InputError:
         raise
-    except (ValueError, TypeError, ZeroDivisionError) as error:  # what Flax raises over bad sizes
+    except RAISED as error:
         raise InputError(
-            f"{type(config.model).__name__} does not run on inputs {example.shape} ({error}); check"
-            " its sizes"
+            f"{kind} does not run on inputs {shapes} ({reason(error)}); check its sizes"
         ) from error
     for path, leaf in jax.tree.leaves_with_path(params):
         if not leaf.size:
             raise InputError(
-                f"{type(config.model).__name__} on inputs {example.shape} has an empty parameter"
+                f"{kind} on inputs {shapes} has an empty parameter"
                 f" {'/'.join(part.key for part in path)} of shape {leaf.shape}; check its sizes"
             )
     _check_widths(config, params)
+    if isinstance(config.loss, str):
+        _check_outputs(config, dataset, rows, outputs)
+    return model, outputs
+
+
+def shapes_of(tree: Any) -> str:
+    """The shape of an array, or of each array of a tree, for a message."""
+    return str(tree.shape) if hasattr(tree, "shape") else str(jax.tree.map(lambda a: a.shape, tree))
+
+
+def _check_outputs(config: TrainConfig, dataset: Dataset, rows: int, outputs: Any) -> None:
+    """Refuses outputs that the library's own losses would take for something else.
+
+    Every target, a label of an image or each token of a text, has a row of logits. A contrastive
+    run asks for no number of outputs, but for one vector a row.
+    """
+    targets, loss = dataset.train.targets, f"loss '{config.loss}'"
+    for name, tree in (("outputs", outputs), ("targets", targets)):
+        if not hasattr(tree, "shape"):
+            raise InputError(
+                f"{loss} reads one array of {name}, and these are {shapes_of(tree)}; give a"
+                " function of your own as the loss"
+            )
     if config.is_contrastive:
         if outputs.ndim != 2:
             raise InputError(
-                f"the model's outputs are {outputs.shape}; loss '{config.loss}' needs one vector"
-                f" for each of the {rows} views"
+                f"the model's outputs are {outputs.shape}; {loss} needs one vector for each of the"
+                f" {rows} views"
             )
-        return model
-    labels = dataset.train.targets
-    places = labels.shape[1:] if np.issubdtype(labels.dtype, np.integer) else ()
-    expected = (rows, *places, dataset.num_classes)
-    if outputs.shape != expected:
+        return
+    if not np.issubdtype(targets.dtype, np.integer):
+        if config.loss != "squared_error":
+            raise InputError(
+                f"{loss} reads labels, and data set '{dataset.name}' has targets {targets.dtype}"
+                f" {targets.shape}; choose squared_error, or give a function of your own"
+            )
+        expected, width = (rows, *targets.shape[1:]), targets.shape[-1]
+        is_served = outputs.shape == expected
+    else:
+        width = dataset.num_classes
+        expected = (rows, *targets.shape[1:], width)
+        is_served = (
+            outputs.shape == expected
+            or (
+                isinstance(config.data, ArrayData)  # of whose classes some may be missing
+                and outputs.shape[:-1] == expected[:-1]
+                and outputs.shape[-1] > width
+            )
+        )
+    if not is_served:
         raise InputError(
             f"the model's outputs are {outputs.shape}; data set '{dataset.name}' needs {expected}:"
-            f" set the model's number of outputs to {dataset.num_classes}"
+            f" set the model's number of outputs to {width}"
         )
-    return model
+
+
+def _measured(
+    config: TrainConfig, outputs: Any, targets: Any
+) -> tuple[tuple[tuple[str, MetricFn], ...], bool]:
+    """What to measure besides the loss, and whether that has weights, after trying both."""
+    default = (("accuracy", metrics.accuracy),)
+    if config.is_contrastive:
+        return default, False
+    loss = _tried(f"loss '{loss_name(config.loss)}'", config.loss_fn, outputs, targets)
+    if config.metric_fns is None:
+        return default if metrics.are_labels(targets, outputs) else (), loss.weights is not None
+    pairs = tuple(config.metric_fns.items())
+    for name, function in pairs:
+        each = functools.partial(metrics.values_of, function)
+        _tried(f"metric '{name}'", each, outputs, targets)
+    return pairs, loss.weights is not None
+
+
+def _tried(what: str, function: Any, outputs: Any, targets: Any) -> losses.Loss:
+    """A loss or metric on outputs and targets without numbers."""
+    try:
+        return jax.eval_shape(lambda *both: losses.as_loss(function(*both)), outputs, targets)
+    except InputError as error:
+        raise InputError(f"{what}: {error}") from error
+    except RAISED as error:
+        raise InputError(
+            f"{what} does not run on outputs {described(float_leaves(outputs))} and targets"
+            f" {shapes_of(targets)} ({reason(error)}); check what it reads"
+        ) from error
 
 
 def _check_widths(config: TrainConfig, params: Params) -> None:

@@ -5,14 +5,17 @@ import dataclasses
 import functools
 import importlib.metadata
 import json
+import math
 import os
 import pathlib
 import platform
 import subprocess
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from dfa_jax.errors import InputError
+
+_FIELDS = ("loss", "accuracy")  # of an evaluation, by split
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,11 +26,12 @@ class Evaluation:
         step: optimiser steps so far.
         epoch: passes over the training set so far.
         train_loss: mean loss of the training batches since the last evaluation, nats per example.
-        train_accuracy: fraction of them classified correctly.
+        train_accuracy: fraction of them classified correctly; None where there are no labels.
         test_loss: mean loss on the test set.
         test_accuracy: fraction of the test set classified correctly. In a contrastive run both
             accuracies and the test loss (cross-entropy) are the online readout's.
-        metrics: everything else by name: `gradient_alignment/<site>`,
+        metrics: everything else by name: `train_<name>` and `test_<name>` of the run's own metrics;
+            `gradient_alignment/<site>`,
             `gradient_alignment_spread/<site>`, `weight_alignment/<map>`, `activity_norm/<site>`,
             `error_norm/<site>`, `gradient_norm/<site>`, `weight_norm/<path>`; at the end of a
             contrastive run `probe_train_accuracy` and `probe_test_accuracy`. A number that could
@@ -37,10 +41,43 @@ class Evaluation:
     step: int
     epoch: float
     train_loss: float
-    train_accuracy: float
+    train_accuracy: float | None
     test_loss: float
-    test_accuracy: float
+    test_accuracy: float | None
     metrics: dict[str, float]
+
+    @classmethod
+    def of(
+        cls,
+        step: int,
+        epoch: float,
+        train: Mapping[str, float],
+        test: Mapping[str, float],
+        metrics: Mapping[str, float],
+    ) -> "Evaluation":
+        """A point from what was found by name; a metric that is no number is left out."""
+        own = {
+            f"{split}_{name}": value
+            for split, found in (("train", train), ("test", test))
+            for name, value in found.items()
+            if name not in _FIELDS and math.isfinite(value)
+        }
+        return cls(
+            step=step,
+            epoch=epoch,
+            train_loss=train["loss"],
+            train_accuracy=train.get("accuracy"),
+            test_loss=test["loss"],
+            test_accuracy=test.get("accuracy"),
+            metrics={**own, **metrics},
+        )
+
+    @property
+    def scalars(self) -> dict[str, float]:
+        """All numbers by name, but for step and epoch."""
+        named = {f"{split}_{name}" for split in ("train", "test") for name in _FIELDS}
+        own = {name: getattr(self, name) for name in sorted(named)}
+        return self.metrics | {name: value for name, value in own.items() if value is not None}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,13 +14,15 @@ import numpy as np
 from jaxtyping import Array
 
 from dfa_jax import tree
-from dfa_jax.data import Dataset, EpochShuffle, Stream, feed
-from dfa_jax.errors import DivergedError, reason
+from dfa_jax.data import Dataset, EpochShuffle, Stream, feed, num_examples
+from dfa_jax.errors import DivergedError, InputError, reason
 from dfa_jax.models import Model
 from dfa_jax.train import compiled, hosts, interrupt, sharding, tensorboard
 from dfa_jax.train.checkpoint import Checkpoints, Progress
 from dfa_jax.train.config import TrainConfig, rule_name, to_dict
 from dfa_jax.train.directory import RunDirectory
+from dfa_jax.train.evaluation import mean_of_chunks
+from dfa_jax.train.given import tried
 from dfa_jax.train.interrupt import Interrupted
 from dfa_jax.train.probe import linear_probe
 from dfa_jax.train.program import Program
@@ -112,7 +114,7 @@ class Files(NamedTuple):
 
         def write() -> None:
             self.directory.append(evaluation)
-            tensorboard.append(self.events, evaluation.step, _scalars(evaluation))
+            tensorboard.append(self.events, evaluation.step, evaluation.scalars)
 
         self._from_first(write, f"the evaluation of step {evaluation.step}")
 
@@ -166,7 +168,7 @@ class Run:
     def __init__(self, config: TrainConfig, program: Program, data: Data):
         self.config, self.program, self.data = config, program, data
         self.everywhere = sharding.replicated(program.mesh)
-        num_train = len(data.train.targets)
+        num_train = num_examples(data.train)
         self.source = EpochShuffle(num_train, config.batch_size, config.seed)
         self.ends = config.evaluation_steps(program.num_steps, self.source.steps_per_epoch)
         self.curve: list[Evaluation] = []
@@ -192,10 +194,12 @@ class Run:
         """Shapes and types of the state.
 
         Raises:
-            InputError: it cannot be drawn: no parameter has a name that was given, for instance.
+            InputError: it cannot be drawn: no parameter has a name that was given, for instance;
+                or the optimiser does not run on it.
         """
         init = functools.partial(compiled.draw_state, program=self.program)
-        return jax.eval_shape(init, *seed_keys(self.config), self._example())
+        drawn = functools.partial(jax.eval_shape, init, *seed_keys(self.config), self._example())
+        return tried(self.program.optimizer, drawn)
 
     def start(self) -> None:
         """Draws the state on the devices where it stays."""
@@ -204,6 +208,20 @@ class Run:
         self.state = compiled.draw_state(
             *seed_keys(self.config), self._example(), program=self.program
         )
+        if self.program.is_weighted:
+            self._check_weight()
+
+    def _check_weight(self) -> None:
+        """Refuses a first batch of which nothing counts."""
+        (rows,) = self.source.indices(0, 1)
+        batch = feed.some(self.data.train, rows, self.everywhere)
+        state = (self.state.params, self.state.model_state)
+        weight = float(compiled.weight_of(*state, batch, program=self.program))
+        if not weight > 0:
+            raise InputError(
+                f"the weights of the loss sum to {weight:g} on the first batch, before any update;"
+                " expected a positive sum: check the loss function, and the data's masks"
+            )
 
     def restore(self, step: int) -> None:
         """Takes the state, and where the run stood, from the checkpoint of this step.
@@ -224,16 +242,22 @@ class Run:
 
     def _stand_at(self, progress: Progress) -> None:
         self.since, sums, self.elapsed_before = progress
-        self.sums = {"loss": 0.0, "accuracy": 0.0, **sums}
+        self.sums = dict.fromkeys(self.program.metric_names, 0.0) | dict(sums)
 
     def note(self, begin: int, stop: int, found: dict[str, Array]) -> None:
         """Adds the metrics of these steps up.
 
         Raises:
             DivergedError: a loss is not finite; it names the first step with such a loss.
+            InputError: that is the first one.
         """
         number = stop - begin
         noted = {name: np.asarray(values)[:number].tolist() for name, values in found.items()}
+        if not begin and not math.isfinite(noted["loss"][0]):
+            raise InputError(
+                f"the loss is {noted['loss'][0]} at step 0, before any update: no learning rate"
+                " mends that; check the loss function, the model's start, and the data"
+            )
         for i, loss in enumerate(noted["loss"]):
             self.check_finite(loss, f"the loss is {loss} at step {begin + i}")
         for name, values in noted.items():
@@ -243,10 +267,11 @@ class Run:
         """Stops a run that has diverged, before it is recorded or checkpointed."""
         if not math.isfinite(loss):
             kept = f"; the state of step {self.kept[0]} is kept" if self.kept else ""
-            raise DivergedError(
-                f"{finding}{kept}; lower --optimizer.learning-rate (now"
-                f" {self.config.optimizer.learning_rate}) or set --optimizer.clip-norm"
-            )
+            rate = self.config.learning_rate
+            remedy = f"--optimizer.learning-rate (now {rate}) or set --optimizer.clip-norm"
+            if rate is None:
+                remedy = "the optimizer's learning rate or clip its gradients"
+            raise DivergedError(f"{finding}{kept}; lower {remedy}")
 
     def record_point(self, step: int) -> None:
         """Evaluates the state after this step; writes down what came, the state if it is time."""
@@ -316,26 +341,12 @@ class Run:
         if self.program.readout and step == self.program.num_steps:
             found |= self._probe()
         found["wall_seconds"] = self._elapsed()
-        return Evaluation(
-            step=step,
-            epoch=step / self.source.steps_per_epoch,
-            train_loss=means["loss"],
-            train_accuracy=means["accuracy"],
-            test_loss=test_loss,
-            test_accuracy=tested["accuracy"],
-            metrics=found,
-        )
+        return Evaluation.of(step, step / self.source.steps_per_epoch, means, tested, found)
 
     def _test(self, state: TrainState) -> dict[str, float]:
-        """Mean loss and accuracy over the test set; its chunks count by their examples."""
-        means = {"loss": 0.0, "accuracy": 0.0}
-        for chunk in feed.chunks(self.data.test, self.everywhere):
-            found = compiled.evaluate(
-                state.params, chunk, state.readout, state.model_state, program=self.program
-            )
-            share = len(chunk.targets) / len(self.data.test.targets)
-            means = {name: mean + share * float(found[name]) for name, mean in means.items()}
-        return means
+        """Mean loss and metrics over the test set."""
+        chunks = feed.chunks(self.data.test, self.everywhere)
+        return mean_of_chunks(chunks, state, program=self.program)
 
     def _decayed(self, step: int) -> dict[str, float]:
         """The test loss of a branch whose rate falls to zero, which the run itself does not feel.
@@ -354,7 +365,7 @@ class Run:
         ):
             if hosts.most(self.program.mesh, interrupt.requested())[0]:
                 raise Interrupted
-            most = len(data.targets if order is None else order)
+            most = num_examples(data) if order is None else len(order)
             left = 1 - (np.arange(begin, begin + most) - step) / number
             factors = np.maximum(left, 0).astype(np.float32)
             branch, _ = compiled.run_steps(
@@ -385,9 +396,3 @@ def seed_keys(config: TrainConfig) -> tuple[PRNGKey, PRNGKey | None]:
     """The run's key, and that of its feedback if it has one of its own."""
     own = config.feedback_seed
     return jax.random.key(config.seed), None if own is None else jax.random.key(own)
-
-
-def _scalars(evaluation: Evaluation) -> dict[str, float]:
-    """All numbers of an evaluation, by name."""
-    names = ("train_loss", "train_accuracy", "test_loss", "test_accuracy")
-    return evaluation.metrics | {name: getattr(evaluation, name) for name in names}

@@ -67,7 +67,8 @@ def train_step(
     (rule_state, model_state), means = _in_parts(estimate, num_parts, key, carry, batch)
     (grads, loss), found = means.pop(_GRADIENTS), means
     found["loss"] = loss
-    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    tx = optax.with_extra_args_support(tx)
+    updates, opt_state = tx.update(grads, state.opt_state, state.params, value=loss)
     if rate_factor is not None:
         updates = jax.tree.map(lambda u: (rate_factor * u).astype(u.dtype), updates)
     params = optax.apply_updates(state.params, updates)

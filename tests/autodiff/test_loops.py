@@ -11,7 +11,7 @@ import pytest
 
 from dfa_jax.autodiff.forward import mean_of_draws
 from dfa_jax.autodiff.loops import loop_body
-from dfa_jax.train import compiled, ensemble, probe
+from dfa_jax.train import compiled, ensemble, evaluation, probe
 from dfa_jax.train.readout import place_readout
 from tests.train import small
 
@@ -68,7 +68,7 @@ def lowered_ensemble():
 
 def lowered_evaluation():
     params = small.state(PROGRAM).params
-    return compiled.evaluate.lower(params, small.data(PROGRAM.mesh), program=PROGRAM)
+    return evaluation.evaluate.lower(params, small.data(PROGRAM.mesh), program=PROGRAM)
 
 
 def lowered_probe():

@@ -37,6 +37,8 @@ def leaves(config, prefix=()):
     for field in dataclasses.fields(config):
         if field.init and not (isinstance(config, nn.Module) and field.name in ("parent", "name")):
             value = getattr(config, field.name)
+            if field.metadata.get("in_code"):  # a function
+                continue
             if dataclasses.is_dataclass(value):
                 found += leaves(value, (*prefix, field.name))
             else:

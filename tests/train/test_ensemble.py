@@ -90,13 +90,6 @@ def test_real_valued_targets():
     assert (found["train_loss"][-1] < found["train_loss"][0]).all()
 
 
-def test_fit_refuses_real_valued_targets():
-    """Documented contract: a single run reports accuracy; the message names what serves instead."""
-    config = dataclasses.replace(CONFIG, data=GaussianTargets(num_train=64), loss="squared_error")
-    with pytest.raises(InputError, match="'gaussian_targets' has no classes.*fit_ensemble"):
-        fit(config, progress=False)
-
-
 @pytest.mark.parametrize(
     ("changes", "seeds", "message"),
     [
