@@ -124,8 +124,9 @@ def example_axes(model: Model, loss_fn: LossFn, outputs: Any, targets: Any) -> i
                 shape = (number * shape[0], *shape[1:])
             return jax.ShapeDtypeStruct(shape, jnp.result_type(leaf))
 
-        found = jax.eval_shape(loss_fn, *jax.tree.map(more, (outputs, targets)))
-        return as_loss(found).values.shape[: model.independent_axes]
+        like = jax.tree.map(more, (outputs, targets))
+        found = jax.eval_shape(lambda o, t: as_loss(loss_fn(o, t)).values, *like)
+        return found.shape[: model.independent_axes]
 
     return len(front) if leading(1) == front and _is_double(leading, front) else 0
 
