@@ -81,8 +81,9 @@ def from_linen(
         SiteError: a name matches no submodule, a site is called twice, is the model's output, sits
             in a loop that does not carry `intermediates` or that is not over layers, in a raw JAX
             transform, or has several arrays of which none is named.
-        InputError: `module` is no Linen module; its variables change their shapes in a pass; there
-            is no output, axis or collection as named.
+        InputError: `module` is no Linen module, or asks for several arguments and `call` is left
+            out; its variables change their shapes in a pass; there is no output, axis or collection
+            as named.
 
     >>> module, x = nn.Sequential([nn.Dense(8), nn.Dense(2)]), jax.numpy.ones((1, 3))
     >>> model = from_linen(module, "layers_0", x)
@@ -145,8 +146,22 @@ class PlainCall:
 
 
 def _default_call(module: nn.Module) -> Call:
+    """With one argument and the mode; refuses a module that asks for more."""
     known = inspect.signature(type(module).__call__).parameters
     modes = (_IN_TRAINING, _IN_EVALUATION)
+    asked = [
+        name
+        for place, (name, one) in enumerate(known.items())
+        if (place > 1 or one.kind is one.KEYWORD_ONLY)  # behind self and the inputs
+        and one.default is one.empty
+        and one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)
+    ]
+    if more := [name for name in asked if name not in _IN_TRAINING + _IN_EVALUATION]:
+        raise errors.InputError(
+            f"{type(module).__name__} has arguments besides its inputs ({', '.join(more)}); say how"
+            " it is called on a batch's inputs: from_linen(..., call=lambda module, inputs, train:"
+            " module(...))"
+        )
     return PlainCall(*(tuple(name for name in names if name in known) for names in modes))
 
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dfa_jax.errors import InputError
 from dfa_jax.models import MLP, LinearMap, Site, from_linen
 from dfa_jax.rules import DirectFeedbackAlignment, FeedbackAlignment
 from dfa_jax.rules.base import kernels
@@ -263,3 +264,19 @@ def test_blocks_of_their_own_and_what_stands_around_them():
         ("around", "inside"): "around/inside",
     }
     assert model.readout == (("around", "behind"), ("readout",))
+
+
+class Masked(nn.Module):
+    """Asks for a mask, as published language models do; the mode has no default either."""
+
+    @nn.compact
+    def __call__(self, x, mask, deterministic, scale=1.0):
+        h = nn.Dense(4, name="site")(x * mask * scale)
+        return nn.Dense(2)(nn.Dropout(0.5, deterministic=deterministic)(h))
+
+
+def test_a_module_of_several_arguments_needs_a_call():
+    """Documented contract: the arguments by name and the remedy, in place of Python's `TypeError`; the
+    mode of training is none of them."""
+    with pytest.raises(InputError, match=r"^Masked has .* inputs \(mask\); .*call=lambda module"):
+        from_linen(Masked(), "site", INPUTS)

@@ -31,6 +31,8 @@ class Published:
         train_streams: Random streams of training, besides that of the parameters.
         state: Collections besides the parameters.
         without_gradient: Parameters behind the authors' own `stop_gradient`.
+        tied: An embedding that is the readout too.
+        last: Parameters whose error passes no linear map.
     """
 
     module: nn.Module
@@ -43,6 +45,8 @@ class Published:
     train_streams: tuple[str, ...] = ()
     state: tuple[str, ...] = ()
     without_gradient: tuple[str, ...] = ()
+    tied: str = ""
+    last: tuple[str, ...] = ()
 
 
 BATCH, LENGTH, VOCABULARY, CLASSES, WIDTH = 4, 6, 17, 3, 32
@@ -81,6 +85,8 @@ def bert():
         },
         tap=".logits",
         train_streams=("dropout",),
+        tied="bert/embeddings/word_embeddings/embedding",
+        last=("cls/predictions/bias",),
     )
 
 
@@ -112,6 +118,7 @@ def gpt2():
         sites={"transformer/h/0": "[0]", "transformer/h/1": "[0]", "transformer/ln_f": ""},
         tap=".logits",
         train_streams=("dropout",),
+        tied="transformer/wte/embedding",
     )
 
 
@@ -151,6 +158,7 @@ def bart():
         tap=".logits",
         train_streams=("dropout",),
         without_gradient=("final_logits_bias",),
+        tied="model/shared/embedding",
     )
 
 
@@ -180,6 +188,7 @@ def vit():
         },
         tap=".logits",
         train_streams=("dropout",),
+        last=("classifier/kernel", "classifier/bias"),
     )
 
 
@@ -206,6 +215,7 @@ def resnet():
         },
         tap=".logits",
         state=("batch_stats",),
+        last=("classifier/1/kernel", "classifier/1/bias"),
     )
 
 
@@ -224,6 +234,7 @@ def jax_resnet():
         sites={"layers_0": "", "layers_2": "", "layers_3": ""},
         tap="",
         state=("batch_stats",),
+        last=("layers_5/kernel", "layers_5/bias"),
     )
 
 
@@ -246,6 +257,7 @@ def nano_moe():
         sites={"block_0": "[0]", "block_1": "[0]"},
         tap="[0]",
         train_streams=("dropout",),
+        last=("Dense_0/kernel", "Dense_0/bias"),
     )
 
 

@@ -51,7 +51,7 @@ def test_evaluation_needs_no_key(case):
 
     def both(params, state):
         found = (plain.apply(model, params, state, train=train)[0] for train in (False, True))
-        return [_leaf(outputs, model.tap) for outputs in found]
+        return [plain.leaf(outputs, model.tap) for outputs in found]
 
     evaluated, trained = jax.jit(both)(params, state)
     assert evaluated.shape[0] == BATCH
@@ -82,7 +82,7 @@ def test_sites_are_submodules_and_their_leaves_activities(case):
     for path, leaf in model.sites.items():
         found = functools.reduce(lambda tree, name: tree[name], path.split("/"), record)
         (value,) = found["__call__"]
-        assert _leaf(value, leaf).shape[0] == BATCH
+        assert plain.leaf(value, leaf).shape[0] == BATCH
 
 
 def _value_and_grad(model, params, state):
@@ -116,11 +116,6 @@ def _moved(params, gradients, step):
 def _other_padding(tokens):
     padding = np.arange(tokens.shape[1]) >= LENGTHS[:, None]
     return np.where(padding, (tokens + 5) % VOCABULARY, tokens)
-
-
-def _leaf(tree, name):
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}[name]
 
 
 def _at_rest(gradients):
