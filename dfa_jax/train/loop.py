@@ -138,16 +138,17 @@ def fit_together(
         check_labels(dataset)
     source = EpochShuffle(num_examples(dataset.train), config.batch_size, config.seed)
     program = make_program(config, dataset, config.num_steps(source.steps_per_epoch))
-    data = Data.placed(dataset, program)
-    if len(members) > 1 and isinstance(data.train, Stream):
+    if len(members) > 1 and isinstance(dataset.train, Stream):
         raise InputError(
             f"data set '{dataset.name}' is streamed, and runs that train together need it in"
             " memory; train them one by one"
         )
     how = {"resume": resume, "overwrite": overwrite, "save_seconds": save_seconds}
-    runs = [Run(member, program, data) for member in members]
-    runs[0].abstract_state()  # what is refused is so before any file is touched
     with contextlib.ExitStack() as stack:
+        stack.enter_context(sharding.in_force(program.mesh))
+        data = Data.placed(dataset, program)
+        runs = [Run(member, program, data) for member in members]
+        runs[0].abstract_state()  # what is refused is so before any file is touched
         for run, path in zip(runs, run_dirs or (), strict=bool(run_dirs)):
             run.write_to(Files.open(stack, pathlib.Path(path), run.config, **how))
         return _train(runs, progress)

@@ -73,6 +73,15 @@ def known(mesh: Mesh) -> contextlib.AbstractContextManager[Any]:
     return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
 
 
+def in_force(mesh: Mesh) -> contextlib.AbstractContextManager[Any]:
+    """Where a run stands, if the caller has set a mesh: that one is not the run's.
+
+    Arrays of two meshes do not meet, least of all under explicit axes (`jax.set_mesh`).
+    """
+    is_set = bool(jax.sharding.get_abstract_mesh().axis_names)
+    return jax.set_mesh(mesh) if is_set else contextlib.nullcontext()
+
+
 def batch_shards(mesh: Mesh) -> int:
     """In how many parts a batch is split."""
     return mesh.shape[mesh.axis_names[0]]

@@ -6,6 +6,7 @@ gradient descent that grows to some 1e-6 of a loss, hence 1e-5.
 
 import functools
 
+import jax
 import numpy as np
 import pytest
 
@@ -13,6 +14,7 @@ from dfa_jax.data import MarkovData
 from dfa_jax.models import MLP, ConvNet, LocalMixer, Transformer
 from dfa_jax.optim import Optimizer
 from dfa_jax.rules import RULES
+from dfa_jax.train import fit
 from tests import helpers
 from tests.train import small
 
@@ -79,3 +81,13 @@ def test_every_rule_split_both_ways(rule):
 def test_every_family_of_models(model, mesh):
     """Every matrix that divides is split, whatever its place in the model."""
     assert_same(model, "direct_feedback_alignment", MESHES[mesh])
+
+
+def test_a_mesh_that_the_caller_has_set_is_not_the_runs():
+    """Exact equality, in bits: a run inside of `jax.set_mesh` of explicit axes, which are the default
+    of `jax.make_mesh`, and the same run without."""
+    config = small.config("feedback_alignment")
+    alone = fit(config, progress=False)
+    with jax.set_mesh(jax.make_mesh((8,), ("theirs",))):
+        inside = fit(config, progress=False)
+    helpers.assert_identical(small.plain(inside.state), small.plain(alone.state))
