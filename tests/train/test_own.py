@@ -289,6 +289,7 @@ def reads_accuracy(outputs, targets):
 
 NUMBERS = ArrayData((np.ones((8, 4)), np.arange(8) % 3), (np.ones((5, 4)), np.arange(5) % 3))
 REAL = ArrayData((np.ones((8, 4)), np.ones((8, 2))), (np.ones((5, 4)), np.ones((5, 2))))
+FLAT = ArrayData((np.ones((8, 4)), np.ones(8)), (np.ones((5, 4)), np.ones(5)))
 OWN = TrainConfig(data=NUMBERS, model=MLP((5,), 3), sites=("layer_0",), batch_size=8)
 
 
@@ -306,6 +307,7 @@ OWN = TrainConfig(data=NUMBERS, model=MLP((5,), 3), sites=("layer_0",), batch_si
         ({"metrics": {"f": square}}, "metric 'f' does not run on outputs"),
         ({"data": REAL}, r"'softmax_cross_entropy' reads labels, and .* float32 \(8, 2\)"),
         ({"data": REAL, "loss": "squared_error"}, "number of outputs to 2"),
+        ({"data": FLAT, "loss": "squared_error"}, r"has targets \(8,\): give them.* an axis"),
         ({"model": MLP((5,), 2)}, r"outputs are \(8, 2\); data set 'arrays' needs \(8, 3\)"),
         ({"data": DATA}, r"Normed|MLP does not run on inputs \{'features': \(8, 4\)"),
         ({"data": DATA, "model": Normed(), "calling": Calling(call=call), "sites": ("hidden",)},
