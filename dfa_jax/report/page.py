@@ -24,7 +24,7 @@ def html(recipe: Recipe, records: Sequence[RunRecord], images: Mapping[str, byte
         dark=png(images["dark"]),
         alt=escape(f"Figure: {recipe.title}"),
         table=html_table(rows),
-        caption=emphasise(table.caption(recipe)),
+        caption=emphasise(table.caption(recipe, rows)),
         header=header(recipe.header),
         command=escape(f"python scripts/reproduce.py {recipe.name}"),
         facts=pairs(provenance.facts(records)),

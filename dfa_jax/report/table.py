@@ -212,9 +212,10 @@ def _heading(name: str, quantities: set[str]) -> str:
 
 def markdown(recipe: Recipe, records: Sequence[RunRecord]) -> str:
     """The table as Markdown, with its caption, and that of the orders if there are any."""
-    parts = [f"# {recipe.title}", lines(grid(rows(recipe, records))), caption(recipe)]
-    if found := orders(recipe, records):
-        parts += [lines([ORDER_HEADINGS, *map(order_cells, found)]), ON_ORDERS]
+    found = rows(recipe, records)
+    parts = [f"# {recipe.title}", lines(grid(found)), caption(recipe, found)]
+    if ordered := orders(recipe, records):
+        parts += [lines([ORDER_HEADINGS, *map(order_cells, ordered)]), ON_ORDERS]
     return "\n\n".join(parts) + "\n"
 
 
@@ -225,8 +226,12 @@ def lines(cells: Sequence[tuple[str, ...]]) -> str:
     return "\n".join([headings, rule, *below])
 
 
-def caption(recipe: Recipe) -> str:
+def caption(recipe: Recipe, table: Sequence[Row] = ()) -> str:
     """How to read the table, and where the published numbers stand."""
+    if table and all(row.quantity == "loss" for row in table):
+        return (
+            caption(recipe).replace("*Train error*", "*Train loss*").replace("error on", "loss on")
+        )
     sources = "; ".join(dict.fromkeys(number.source for number in recipe.expected))
     published = f" {ON_VERDICTS} Published numbers: {sources}." if sources else ""
     is_contrastive = any(config.is_contrastive for config in recipe.variants.values())

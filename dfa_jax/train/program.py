@@ -244,20 +244,19 @@ def _check_outputs(config: TrainConfig, dataset: Dataset, rows: int, outputs: An
                 f"{loss} reads labels, and data set '{dataset.name}' has targets {targets.dtype}"
                 f" {targets.shape}; choose squared_error, or give a function of your own"
             )
-        expected, width = (rows, *targets.shape[1:]), targets.shape[-1]
-        is_served = outputs.shape == expected
-    else:
-        width = dataset.num_classes
-        expected = (rows, *targets.shape[1:], width)
-        is_served = (
-            outputs.shape == expected
-            or (
-                isinstance(config.data, ArrayData)  # of whose classes some may be missing
-                and outputs.shape[:-1] == expected[:-1]
-                and outputs.shape[-1] > width
+        if targets.ndim < 2:
+            raise InputError(
+                f"{loss} is summed over the last axis, and data set '{dataset.name}' has targets"
+                f" {targets.shape}: give them, and the outputs, an axis of features"
             )
-        )
-    if not is_served:
+        width, more = targets.shape[-1], False
+        expected = (rows, *targets.shape[1:])
+    else:
+        width, more = dataset.num_classes, isinstance(config.data, ArrayData)  # some may be missing
+        expected = (rows, *targets.shape[1:], width)
+    is_served = outputs.shape == expected
+    is_wider = outputs.shape[:-1] == expected[:-1] and outputs.shape[-1] > width
+    if not (is_served or (more and is_wider)):
         raise InputError(
             f"the model's outputs are {outputs.shape}; data set '{dataset.name}' needs {expected}:"
             f" set the model's number of outputs to {width}"
