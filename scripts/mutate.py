@@ -34,6 +34,51 @@ class Sabotage(NamedTuple):
 
 
 SABOTAGES = {
+    "the share of a masked row": Sabotage(
+        "autodiff/loss.py",
+        "rows = loss.weights.sum(tuple(range(shared, len(values))))",
+        "rows = jnp.ones_like(loss.weights).sum(tuple(range(shared, len(values))))",
+        "tests/rules/test_direct_random_target_projection.py -k counts_by_its_weight",
+    ),
+    "examples wherever the model has them": Sabotage(
+        "autodiff/loss.py",
+        "return len(front) if leading(1) == front and _is_double(leading, front) else 0",
+        "return len(front)",
+        "tests/rules/test_unbiased.py -k guessed_as_a_whole",
+    ),
+    "examples that a loss couples, told apart": Sabotage(
+        "autodiff/loss.py",
+        " or couples_examples(loss_fn)",
+        "",
+        "tests/rules/test_unbiased.py -k guessed_as_a_whole",
+    ),
+    "noise by its own position's loss": Sabotage(
+        "models/linen.py",
+        "independent = (0 if coupled else 1) if",
+        "independent = (0 if coupled else axes) if",
+        '"tests/rules/test_unbiased.py::test_the_mean_of_many_draws_is_jax_grads'
+        '[recurrent, masked]" -m "not nightly"',
+    ),
+    "masked as if not": Sabotage(
+        "autodiff/loss.py",
+        "    weight = total_weight(loss)\n    return (loss.weights",
+        "    weight = jnp.asarray(loss.values.size)\n    return (loss.weights",
+        '"tests/rules/test_unbiased.py::test_the_mean_of_many_draws_is_jax_grads'
+        '[recurrent, masked]" -m "not nightly"',
+    ),
+    "the state of the step before": Sabotage(
+        "autodiff/site_gradients.py",
+        "return GradEstimate(value, passed.outputs, {}, {}, passed.state, weight), error, shares",
+        "return GradEstimate(value, passed.outputs, {}, {}, model.state, weight), error, shares",
+        "tests/rules/test_batch_statistics.py -k move_once",
+    ),
+    "statistics of a second pass": Sabotage(
+        "rules/activity_forward_gradient.py",
+        "found = deliver(model, objective, params, batch, sent, at=at)",
+        "model = model.bind(objective(model, params, batch, {}).state, key=model.key)\n"
+        "        found = deliver(model, objective, params, batch, sent, at=at)",
+        "tests/rules/test_batch_statistics.py -k move_once",
+    ),
     "the true transpose of any map": Sabotage(
         "autodiff/evaluation.py",
         "terms.append(apply(x_dot, matrix))",
