@@ -106,6 +106,26 @@ SABOTAGES = {
         "    return draw()\n",
         "tests/train/test_own.py -k cannot_run",
     ),
+    "masked as if not": Sabotage(
+        "autodiff/loss.py",
+        "    weight = total_weight(loss)\n    return (loss.weights",
+        "    weight = jnp.asarray(loss.values.size)\n    return (loss.weights",
+        '"tests/rules/test_unbiased.py::test_the_mean_of_many_draws_is_jax_grads'
+        '[recurrent, masked]" -m "not nightly"',
+    ),
+    "the state of the step before": Sabotage(
+        "autodiff/site_gradients.py",
+        "return GradEstimate(value, passed.outputs, {}, {}, passed.state, weight), error, shares",
+        "return GradEstimate(value, passed.outputs, {}, {}, model.state, weight), error, shares",
+        "tests/rules/test_batch_statistics.py -k move_once",
+    ),
+    "statistics of a second pass": Sabotage(
+        "rules/activity_forward_gradient.py",
+        "found = deliver(model, objective, params, batch, sent, at=at)",
+        "model = model.bind(objective(model, params, batch, {}).state, key=model.key)\n"
+        "        found = deliver(model, objective, params, batch, sent, at=at)",
+        "tests/rules/test_batch_statistics.py -k move_once",
+    ),
     "the true transpose of any map": Sabotage(
         "autodiff/evaluation.py",
         "terms.append(apply(x_dot, matrix))",

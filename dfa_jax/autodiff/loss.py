@@ -87,13 +87,14 @@ def row_shares(loss: Loss, front: tuple[int, ...]) -> Float[Array, "*batch"]:
 
     Args:
         loss: as `as_loss` returns it.
-        front: the batch axes of the rows; the values have them in front, or some, or neither.
+        front: the batch axes of the rows; the values have them in front, or the first of them, or
+            none. What they do not have is shared out equally.
     """
-    number = math.prod(front)
     values = loss.values.shape
-    if loss.weights is None or any(v != f for v, f in zip(values, front, strict=False)):
-        return jnp.full(front, 1 / number, loss.values.dtype)
-    shared = min(len(values), len(front))
+    agree = [v == f for v, f in zip(values, front, strict=False)]
+    shared = agree.index(False) if False in agree else len(agree)
+    if loss.weights is None or not shared:
+        return jnp.full(front, 1 / math.prod(front), loss.values.dtype)
     rows = loss.weights.sum(tuple(range(shared, len(values))))
     rows = jnp.broadcast_to(rows.reshape(*rows.shape, *(1,) * (len(front) - shared)), front)
     total = rows.sum()

@@ -7,6 +7,7 @@ import pytest
 
 from dfa_jax.errors import InputError
 from dfa_jax.rules import DirectRandomTargetProjection
+from dfa_jax.types import Loss
 from tests import helpers, reference
 
 
@@ -24,6 +25,30 @@ def test_gradients_match_numpy(x64):
         "tanh",
     )
     helpers.assert_close(helpers.estimate(rule, case, params, state).grads, expected, 1e-12)
+
+
+def test_a_target_counts_by_its_weight(x64):
+    """Independent implementation: NumPy, with the share of each example's weight in the sum in place of
+    `1 / N`. What a mask leaves out, as padding, must teach nothing."""
+    case = helpers.mlp()
+    x, labels = case.batch
+    weights = np.arange(len(labels)) % 4
+    shares = (weights / weights.sum())[:, None]
+    rule = DirectRandomTargetProjection()
+    params, state = helpers.started(rule, case)
+    expected = reference.direct(
+        params,
+        [np.asarray(state[site]) for site in case.model.sites],
+        x,
+        lambda y: (np.eye(3)[labels] * shares, reference.output_error(y, labels) * len(y) * shares),
+        "tanh",
+    )
+
+    def loss(outputs, targets):
+        return Loss(helpers.LOSS(outputs, targets), jnp.asarray(weights))
+
+    found = helpers.estimate(rule, case, params, state, loss=loss)
+    helpers.assert_close(found.grads, expected, 1e-12)
 
 
 @pytest.mark.parametrize("case", [helpers.mlp, helpers.scanned])
