@@ -12,12 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dfa_jax import losses, rules
+from dfa_jax import rules
 from dfa_jax.autodiff import forward
-from dfa_jax.rules import functional
-from dfa_jax.rules.base import kernels
+from dfa_jax.keys import named_key
 from dfa_jax.types import Loss
-from tests import helpers
 from tests.conformance import zoo
 
 KEY = jax.random.key(5)
@@ -170,13 +168,6 @@ def call_of(kind: zoo.Kind) -> Any:
     return call
 
 
-def model_noise_key() -> Any:
-    """The key of the stream `noise`, which has a name of its own."""
-    from dfa_jax.keys import named_key
-
-    return named_key(FORWARD_KEY, "noise")
-
-
 def split_site(site: str) -> tuple[str, str, str]:
     """Submodule, place and leaf of a site's name."""
     owner, *rest = site.split(":")
@@ -194,10 +185,9 @@ def move(moves, next_fun, args, kwargs, context):
         if owner == here and place == "input":
             kwargs = kwargs | {leaf: shifted(kwargs[leaf], by)}
     outputs = next_fun(*args, **kwargs)
-    outer = type(context.module).__name__ != "Dense" or "low_rank" not in dir(context.module)
     for site, by in moves.items():
         owner, place, leaf = split_site(site)
-        if owner != here or place != "output" or not outer or is_inner(context.module, here):
+        if owner != here or place != "output" or is_inner(context.module):
             continue
         if leaf:
             values = list(outputs)
@@ -208,7 +198,7 @@ def move(moves, next_fun, args, kwargs, context):
     return outputs
 
 
-def is_inner(module, here):
+def is_inner(module):
     """Whether it is the dense map inside a `LoRA`, which shares the scope of that."""
     return isinstance(module, nn.Dense) and isinstance(module.parent, zoo.LoRA)
 
@@ -296,7 +286,9 @@ def weight_guess(case: zoo.Case, found: Reference, params: Any) -> Any:
 def streams_of(case: zoo.Case) -> dict[str, Any]:
     """The keys of a pass."""
     streams = {"dropout": FORWARD_KEY}
-    return streams | ({"noise": model_noise_key()} if "noise" in case.model.streams else {})
+    return streams | (
+        {"noise": named_key(FORWARD_KEY, "noise")} if "noise" in case.model.streams else {}
+    )
 
 
 class Cut(list):
@@ -375,6 +367,3 @@ def is_told_apart(case: zoo.Case, form: str) -> bool:
     """Whether a rule that guesses by example can tell the examples of this loss apart."""
     has_more = form == "weighted, and more" or bool(case.kind.options.get("auxiliary"))
     return form != "a scalar" and not isinstance(case.kind.module, zoo.ResNet) and not has_more
-
-
-__all__ = ["FORMS", "KEY", "functional", "helpers", "kernels", "losses", "np"]
