@@ -258,8 +258,8 @@ SABOTAGES = {
     ),
     "losses of scalars are averaged over the batch": Sabotage(
         "autodiff/loss.py",
-        "return loss.values.sum(inner) / loss.values.size",
-        "return loss.values.sum(inner) / len(jnp.atleast_1d(loss.values))",
+        "return values.sum(inner) / values.size",
+        "return values.sum(inner) / len(jnp.atleast_1d(values))",
         "tests/autodiff/test_loss.py -k scalar_of",
     ),
     "the state stays": Sabotage(

@@ -56,24 +56,32 @@ def as_loss(found: Any) -> Loss:
 
 
 def total_weight(loss: Loss) -> Float[Array, ""]:
-    """Sum of the weights; without any, the number of values."""
+    """Sum of the weights; without any, the number of values. In float32 at least."""
+    kind = _at_least_single(loss.values)
     if loss.weights is None:
-        return jnp.asarray(loss.values.size, loss.values.dtype)
-    return loss.weights.sum()
+        return jnp.asarray(loss.values.size, kind)
+    return loss.weights.astype(kind).sum()
+
+
+def _at_least_single(values: Array) -> Any:
+    return jnp.promote_types(values.dtype, jnp.float32)
 
 
 def contributions(loss: Loss, num_axes: int) -> Float[Array, "*examples"]:
     """What each example adds to the weighted mean; zero where all weights are.
 
+    In float32 at least, where sums of many losses of half precision neither overflow nor stop.
+
     Args:
         loss: as `as_loss` returns it.
         num_axes: leading axes along which examples are told apart.
     """
-    inner = tuple(range(num_axes, loss.values.ndim))
+    inner, values = tuple(range(num_axes, loss.values.ndim)), loss.values
+    values = values.astype(_at_least_single(values))
     if loss.weights is None:
-        return loss.values.sum(inner) / loss.values.size
+        return values.sum(inner) / values.size
     weight = total_weight(loss)
-    return (loss.weights * loss.values).sum(inner) / jnp.where(weight == 0, 1, weight)
+    return (loss.weights * values).sum(inner) / jnp.where(weight == 0, 1, weight)
 
 
 def mean(loss: Loss) -> Float[Array, ""]:
@@ -95,7 +103,7 @@ def row_shares(loss: Loss, front: tuple[int, ...]) -> Float[Array, "*batch"]:
     shared = agree.index(False) if False in agree else len(agree)
     if loss.weights is None or not shared:
         return jnp.full(front, 1 / math.prod(front), loss.values.dtype)
-    rows = loss.weights.sum(tuple(range(shared, len(values))))
+    rows = loss.weights.astype(_at_least_single(loss.values)).sum(tuple(range(shared, len(values))))
     rows = jnp.broadcast_to(rows.reshape(*rows.shape, *(1,) * (len(front) - shared)), front)
     total = rows.sum()
     return rows / jnp.where(total == 0, 1, total)

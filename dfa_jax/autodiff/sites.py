@@ -28,12 +28,12 @@ from jaxtyping import Array
 
 from dfa_jax import tree
 from dfa_jax.errors import SiteError
-from dfa_jax.models.base import Model, Site, is_array_of_floats
+from dfa_jax.models.base import ORDERS, Model, Site, is_array_of_floats
 from dfa_jax.models.survey import given, in_raw_transform, raw_transform
 from dfa_jax.types import Params, SiteArrays
 
-_ORDERS = "dfa_jax_orders"
 _RECORD = "dfa_jax_record_"
+_MARK = "mark"  # of no number: what changes parameters on their way to a submodule changes its type
 
 Orders = dict[tuple[str, ...], dict[str, Any]]
 """What to do at which submodule: path -> {"output" or "input" -> {order: array}}."""
@@ -106,7 +106,7 @@ def apply_with_orders(model: Model, params: Params, inputs: Any, orders: Orders)
 def put_orders(params: Params, orders: Orders) -> Params:
     """The parameters with each order under its submodule's path."""
     for path, order in orders.items():
-        params = tree.put(params, (*path, _ORDERS), order)
+        params = tree.put(params, (*path, ORDERS), order)
     return params
 
 
@@ -124,7 +124,10 @@ def at_sites(model: Model, order: str, arrays: SiteArrays) -> Orders:
     orders: Orders = {}
     for site, place in model.where.items():
         if site in arrays:
-            orders = merge_orders(orders, {place.path: {place.key: {order: arrays[site]}}})
+            what = {order: arrays[site]}
+            if order != "cut":
+                what[_MARK] = jnp.zeros(place.stack, bool)
+            orders = merge_orders(orders, {place.path: {place.key: what}})
     return orders
 
 
@@ -148,7 +151,7 @@ class _Visitor:
         module = context.module
         if context.method_name != "__call__" or module.scope is None:
             return next_fun(*args, **kwargs)
-        orders = module.get_variable("params", _ORDERS, {})
+        orders = module.get_variable("params", ORDERS, {})
         if not orders or module.path in self.within:
             return next_fun(*args, **kwargs)
         self.within.append(module.path)
@@ -179,6 +182,11 @@ def _visit(module: nn.Module, key: str, order: dict[str, Array], value: Any) -> 
         raise SiteError(
             f"site '{name}': its {place} has {len(found)} floating-point arrays, and an error goes"
             " to exactly one; put the site on a submodule with one"
+        )
+    if _MARK in order and order[_MARK].dtype != bool:
+        raise SiteError(
+            f"site '{name}' is inside of `nn.map_variables`, which changes what is to be done there"
+            " along with the parameters; put the site on the submodule outside"
         )
     h: Any = order.get("replace", leaves[found[0]])
     if "perturb" in order:

@@ -185,8 +185,9 @@ class Model:
                 not bound to it, or it asks for random numbers and has no key.
         """
         moved = [*mutable, *(self.collections if self.train else ())]
+        own = _of(self.survey.variables["params"], variables)
         found = self.module.apply(
-            {"params": variables, **self._bound_state()},
+            {"params": own, **self._bound_state()},
             self._checked(inputs),
             self.train,
             rngs=self._keys(),
@@ -272,6 +273,28 @@ def is_array_of_floats(leaf: Any) -> bool:
 def described(leaves: Mapping[str, Any]) -> str:
     """Names and shapes for a message."""
     return ", ".join(f"'{name}' {tuple(leaf.shape)}" for name, leaf in leaves.items())
+
+
+ORDERS = "dfa_jax_orders"
+"""What rides along in the parameters for `autodiff.sites`."""
+
+
+def _of(known: Mapping[str, Any], params: Mapping[str, Any]) -> dict[str, Any]:
+    """The module's own parameters, without those that a rule adds, which it must not see."""
+    kept = {}
+    for name, part in params.items():
+        if name in known and isinstance(part, Mapping):
+            kept[name] = _of(known[name], part)
+        elif name in known or name == ORDERS or _holds_orders(part):
+            kept[name] = part
+    return kept
+
+
+def _holds_orders(part: Any) -> bool:
+    """Whether there are orders inside, at a submodule that has no parameters."""
+    return isinstance(part, Mapping) and (
+        ORDERS in part or any(_holds_orders(inner) for inner in part.values())
+    )
 
 
 def _same(module: Any, other: Any) -> bool:

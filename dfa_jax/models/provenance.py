@@ -3,13 +3,14 @@
 The products in which data meets something made of parameters alone are the linear maps of a model,
 whatever modules wrote them. `transposes` gives them another transpose.
 
-A value has a level (`CONSTANT`, `INDEX`: integers of data, and what they picked; `DATA`) and
-owners, the parameters that it is made of:
+A value has a level (`CONSTANT`; `INDEX`: integers of data, and what they picked; `MODULATED`;
+`DATA`) and owners, the parameters that it is made of:
 
 | | no owners | owners |
 | --- | --- | --- |
 | `CONSTANT` | keys, statistics, dropout's masks | a weight: a kernel, also a normalised one |
 | `INDEX` | tokens, routing, masks | a selected weight: an embedding, an expert's kernel |
+| `MODULATED` | | a weight that inputs scale, mask or shift, without a product |
 | `DATA` | inputs | (an activation; its owners are not kept) |
 """
 
@@ -23,7 +24,7 @@ from jax.extend.core import primitives
 
 from dfa_jax.tree import Path
 
-CONSTANT, INDEX, DATA = range(3)
+CONSTANT, INDEX, MODULATED, DATA = range(4)
 
 PRODUCTS = ("dot_general", "conv_general_dilated", "ragged_dot_general", "ragged_dot")
 _ENTRYWISE = ("mul", "div", "scatter-mul", "scatter_mul")
@@ -39,7 +40,7 @@ class Kind(NamedTuple):
     """What a value is made of.
 
     Attributes:
-        level: `CONSTANT`, `INDEX` or `DATA`.
+        level: `CONSTANT`, `INDEX`, `MODULATED` or `DATA`.
         owners: the parameters that it is made of; none are kept of an activation.
         learns: whether an error that reaches it reaches a parameter.
     """
@@ -203,10 +204,13 @@ def _combine(equation: core.JaxprEqn, given: Sequence[Kind]) -> list[Kind]:
     if name in _ONE_BY_ONE and len(given) == len(equation.outvars):
         return list(given)
     found = _join_all(given)
+    if name in PRODUCTS and (found.level >= MODULATED or _meets_selected(given[:2])):
+        found = Kind(DATA, learns=found.learns)
+    elif _is_modulated(given):
+        owners = frozenset().union(*(kind.owners for kind in given))
+        found = Kind(MODULATED, owners, learns=found.learns)
     if name == "stop_gradient":
         found = found._replace(learns=False)
-    if name in PRODUCTS and _meets_selected(given[:2]):
-        found = Kind(DATA, learns=found.learns)
     counts = any(
         kind.level == INDEX and not kind.owners and _is_number(atom.aval)
         for kind, atom in zip(given, equation.invars, strict=True)
@@ -223,6 +227,13 @@ def _are_merged(left: Kind, right: Kind) -> bool:
 def _meets_selected(operands: Sequence[Kind]) -> bool:
     """Whether a kernel is applied to an embedding: to data, from here on."""
     return {kind.level for kind in operands if kind.owners} == {CONSTANT, INDEX}
+
+
+def _is_modulated(given: Sequence[Kind]) -> bool:
+    """Whether a weight meets inputs, none of which has passed a parameter."""
+    inputs = [kind for kind in given if kind.level == DATA]
+    owned = any(kind.owners for kind in given)
+    return owned and bool(inputs) and not any(kind.learns for kind in inputs)
 
 
 def _is_number(aval: Any) -> bool:

@@ -40,7 +40,8 @@ class ActivityForwardGradient(ObjectiveRule):
             one vector, which holds all draws at once.
         clip: limit of |s|; none if 0. A clipped estimate is biased.
         sharing: `none`: each example has noise of its own; `pairs`: two neighbours (views of one
-            image) share theirs; `batch`: all do.
+            image) share theirs; `batch`: all do. Where the slopes of examples cannot be told apart,
+            each example has its own.
         relu_mask: no noise where a site's activity is not positive. Exact where a ReLU lies right
             before or behind every site, else biased.
 
@@ -83,10 +84,12 @@ class ActivityForwardGradient(ObjectiveRule):
         }
         # A slope is that of an example's part of the mean, and the limit that of its own loss.
         limit = self.clip / plain.terms[OUTPUTS].size
+        # One slope of several examples tells nothing about noise that they share.
+        sharing = self.sharing if plain.example_axes and SHARED not in plain.terms else "none"
         reach = present(objective.site_reach(model), plain.terms)
 
         def one(key: PRNGKey) -> tuple[SiteArrays, dict[str, Array]]:
-            u = {site: self._direction(key, site, layouts[site]) for site in model.sites}
+            u = {site: self._direction(key, site, layouts[site], sharing) for site in model.sites}
             if self.relu_mask:
                 u = {s: jnp.where(plain.activities[s] > 0, u[s], 0) for s in u}
             u = {site: u[site].astype(zeros[site].dtype) for site in u}
@@ -103,9 +106,9 @@ class ActivityForwardGradient(ObjectiveRule):
 
         return forward.mean_of_draws(guess, key, self.num_draws, self.draws)
 
-    def _direction(self, key: PRNGKey, site: str, layout: "_Layout") -> Array:
+    def _direction(self, key: PRNGKey, site: str, layout: "_Layout", sharing: Sharing) -> Array:
         stack, (num, *more), features = layout.axes
-        num = {"none": num, "pairs": -(-num // 2), "batch": 1}[self.sharing]
+        num = {"none": num, "pairs": -(-num // 2), "batch": 1}[sharing]
         drawn = forward.direction(
             key,
             site,
@@ -114,7 +117,7 @@ class ActivityForwardGradient(ObjectiveRule):
             num_stack=layout.num_stack,
             num_batch=layout.num_batch,
         )
-        if self.sharing == "pairs":
+        if sharing == "pairs":
             drawn = jnp.repeat(drawn, 2, axis=layout.num_stack)
             return jax.lax.slice_in_dim(drawn, 0, layout.axes[1][0], axis=layout.num_stack)
         return jnp.broadcast_to(drawn, layout.shape)

@@ -359,7 +359,7 @@ def projection(d: Any, g: Any, apart: bool) -> Any:
     """`<d, g> g / |g|^2` of each example, or of the batch as one vector."""
     d, g = np.asarray(d, float), np.asarray(g, float)
     axes = tuple(range(1, d.ndim)) if apart else None
-    slope = (d * g).sum(axes, keepdims=True) / (g * g).sum(axes, keepdims=True)
+    slope = (d * g).sum(axes, keepdims=True) / np.maximum((g * g).sum(axes, keepdims=True), 1e-30)
     return slope * g
 
 
