@@ -38,6 +38,8 @@ def as_loss(found: Any) -> Loss:
         raise InputError(f"the loss is {values.dtype} {values.shape}; {_EXPECTED}")
     if not values.size:
         raise InputError(f"the loss is {values.shape}: the batch is empty; give it an example")
+    if loss.extra is not None:
+        loss = loss._replace(extra=jnp.asarray(loss.extra, _at_least_single(values)))
     if loss.extra is not None and jnp.ndim(loss.extra):
         raise InputError(
             f"the loss's extra is {jnp.shape(loss.extra)}; expected a scalar: sum or average it"

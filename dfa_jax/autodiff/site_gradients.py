@@ -11,6 +11,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
+from jax.sharding import AxisType
 from jaxtyping import Array
 
 from dfa_jax import tree
@@ -269,7 +270,14 @@ def like_activities(sent: SiteArrays, activities: SiteArrays) -> SiteArrays:
         if site not in sent or sent[site].shape != h.shape:
             found = sent[site].shape if site in sent else "none"
             raise SiteError(f"site '{site}' needs an error of shape {h.shape}; it was sent {found}")
-    return {site: sent[site].astype(h.dtype) for site, h in activities.items()}
+    return {site: _placed(sent[site].astype(h.dtype), h) for site, h in activities.items()}
+
+
+def _placed(error: Array, h: Array) -> Array:
+    """The error split over devices as the activity's type says, on a mesh of explicit axes."""
+    if AxisType.Explicit not in jax.sharding.get_abstract_mesh().axis_types:
+        return error
+    return jax.sharding.reshard(error, jax.typeof(h).sharding)
 
 
 def _instantiate(tangent: Any) -> Any:

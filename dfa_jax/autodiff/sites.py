@@ -97,7 +97,12 @@ def apply_with_orders(model: Model, params: Params, inputs: Any, orders: Orders)
         for site, place in model.where.items()
         if place.key in orders.get(place.path, {})
     }
-    state = {name: variables.get(name, model.state[name]) for name in model.collections}
+    state = {
+        name: jax.tree.map(lambda new, old: new.astype(old.dtype), variables[name], old)
+        if name in variables
+        else old
+        for name, old in (model.state or {}).items()
+    }
     sown = [jnp.sum(leaf) for leaf in jax.tree.leaves([variables.get(n, {}) for n in auxiliary])]
     total = jnp.stack(sown).sum() if sown else None
     return Passed(outputs, visited, state or (), total)

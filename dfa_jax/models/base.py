@@ -27,12 +27,14 @@ class Site(NamedTuple):
         place: `"output"` of that submodule or its `"input"`.
         stack: sizes of the leading layer axes, `()` unless the submodule sits under `nn.scan`.
         leaf: which array of the value there, by name; `""` where there is one only.
+        has_examples: whether the first axis behind the layers is that of the examples.
     """
 
     path: tuple[str, ...]
     place: str
     stack: tuple[int, ...]
     leaf: str = ""
+    has_examples: bool = True
 
     @property
     def key(self) -> str:
@@ -53,6 +55,7 @@ class Model:
         structure: of the inputs that it was made with.
         streams: random streams that it is given in training: `"dropout"`, and what it asks for.
         eval_streams: random streams that it asks for in evaluation.
+        moves_in_evaluation: whether it moves its variables in evaluation too, where that is undone.
         collections: of variables besides the parameters, which a training pass may move, such as
             `batch_stats`; they are the model's state.
         auxiliary: collections of sown losses, which are added to the objective.
@@ -81,6 +84,7 @@ class Model:
     structure: Any
     streams: tuple[str, ...]
     eval_streams: tuple[str, ...]
+    moves_in_evaluation: bool
     collections: tuple[str, ...]
     auxiliary: tuple[str, ...]
     tap: tuple[str, ...]
@@ -184,7 +188,8 @@ class Model:
             InputError: the inputs have another structure than the model was made with, its state is
                 not bound to it, or it asks for random numbers and has no key.
         """
-        moved = [*mutable, *(self.collections if self.train else ())]
+        moves = self.train or self.moves_in_evaluation
+        moved = [*mutable, *(self.collections if moves else ())]
         own = _of(self.survey.variables["params"], variables)
         found = self.module.apply(
             {"params": own, **self._bound_state()},

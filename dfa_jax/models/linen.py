@@ -9,7 +9,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-from flax.errors import InvalidRngError
+from flax.errors import InvalidRngError, ModifyScopeVariableError
 
 from dfa_jax import errors
 from dfa_jax.models.base import Call, Model, described, float_leaves, stream_keys
@@ -17,7 +17,7 @@ from dfa_jax.models.maps import Found, find_maps, named_leaves
 from dfa_jax.models.survey import Survey
 from dfa_jax.tree import Path
 
-_IN_TRAINING = ("train", "training", "is_training")
+_IN_TRAINING = ("train", "training", "is_training", "is_train")
 _IN_EVALUATION = ("deterministic", "use_running_average")
 
 _MISSING_STREAM = re.compile(r'needs PRNG for "(\w+)"')
@@ -99,7 +99,7 @@ def from_linen(
     state = _State(survey, call, sown)
     (found, moved), asked = _asked(lambda names: state.trained(inputs, names), given)
     collections = state.collections(moved)
-    _, asked_in_evaluation = _asked(lambda names: state.evaluated(inputs, names), ())
+    moves, asked_in_evaluation = _asked(lambda names: state.evaluated(inputs, names), ())
     kept = _accepted(true_transpose, survey)
     axes = _shared_axes(survey.outputs, taps) if batch_axes is None else batch_axes
     coupled = survey.has_batch_statistics
@@ -111,6 +111,7 @@ def from_linen(
         structure=jax.tree.structure(inputs),
         streams=tuple(dict.fromkeys((*given, *asked))),
         eval_streams=asked_in_evaluation,
+        moves_in_evaluation=moves,
         collections=collections,
         auxiliary=sown,
         tap=taps,
@@ -226,12 +227,20 @@ class _State:
         )
         return found, after
 
-    def evaluated(self, inputs: Any, streams: tuple[str, ...]) -> None:
-        """Tries a pass in evaluation."""
+    def evaluated(self, inputs: Any, streams: tuple[str, ...]) -> bool:
+        """Tries a pass in evaluation; whether it moves variables all the same."""
+        try:
+            self._evaluate(inputs, streams, [])
+        except ModifyScopeVariableError:
+            self._evaluate(inputs, streams, [*self.others])
+            return True
+        return False
+
+    def _evaluate(self, inputs: Any, streams: tuple[str, ...], mutable: list[str]) -> None:
 
         def once(params, kept, key, inputs):
             keys = stream_keys(streams, key)
-            self._call(params, kept, inputs, keys, ["intermediates"], train=False)
+            self._call(params, kept, inputs, keys, [*mutable, "intermediates"], train=False)
 
         jax.eval_shape(once, self.survey.variables["params"], self._kept, self._key, inputs)
 
@@ -262,13 +271,13 @@ class _State:
             if name in self.auxiliary:
                 continue
             now = after.get(name, before)
-            if _layout(now) == _layout(before):
+            if _shapes(now) == _shapes(before):
                 found.append(name)
             elif not _is_sown(before, now):
                 raise errors.InputError(
                     f"variables '{name}' of {type(self.survey.module).__name__} are"
                     f" {_written(before)} before a pass and {_written(now)} after it; expected the"
-                    " same shapes and types, which a step can carry on"
+                    " same shapes, which a step can carry on"
                 )
         return tuple(sorted(found))
 
@@ -292,9 +301,10 @@ def _accepted(patterns: str | Sequence[str], survey: Survey) -> set[Path]:
     return found
 
 
-def _layout(tree: Any) -> Any:
+def _shapes(tree: Any) -> Any:
+    """What a state has to keep; its types are kept for it."""
     leaves, structure = jax.tree.flatten(tree)
-    return structure, [(leaf.shape, leaf.dtype) for leaf in leaves]
+    return structure, [leaf.shape for leaf in leaves]
 
 
 def _is_sown(before: Any, after: Any) -> bool:
@@ -303,7 +313,7 @@ def _is_sown(before: Any, after: Any) -> bool:
         return isinstance(before, tuple) and len(after) > len(before)
     if isinstance(after, Mapping) and isinstance(before, Mapping):
         return all(
-            _is_sown(before.get(k, ()), part) or _layout(before.get(k)) == _layout(part)
+            _is_sown(before.get(k, ()), part) or _shapes(before.get(k)) == _shapes(part)
             for k, part in after.items()
         )
     return False
@@ -328,6 +338,8 @@ def _tapped(outputs: Any, taps: tuple[str, ...]) -> dict[str, Any]:
 def _shared_axes(outputs: Any, taps: tuple[str, ...]) -> int:
     """Leading axes that all tapped outputs have, without the last one of each."""
     shapes = [leaf.shape for leaf in _tapped(outputs, taps).values()]
+    if not shapes:
+        return 1
     most = min((max(1, len(shape) - 1) for shape in shapes), default=1)
     alike = [len({shape[axis] for shape in shapes}) == 1 for axis in range(most)]
     return alike.index(False) if False in alike else most
@@ -339,7 +351,7 @@ def _check_axes(
     leaves = _tapped(outputs, taps)
     front = {leaf.shape[:batch_axes] for leaf in leaves.values()}
     short = any(leaf.ndim < batch_axes for leaf in leaves.values())
-    if batch_axes < 1 or short or len(front) > 1:
+    if leaves and (batch_axes < 1 or short or len(front) > 1):
         raise errors.InputError(
             f"batch_axes is {batch_axes}, and the outputs are {described(leaves) or 'none'};"
             " expected a number of leading axes that all of them share, at least 1"

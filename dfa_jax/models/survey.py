@@ -44,7 +44,51 @@ class Survey:
                 marked = self._run(inputs)
         self.marked = marked
         self.variables = without_marks(marked)
+        arrays = [*float_leaves(self.outputs).values(), *_sized(inputs)]
+        self.number = next((leaf.shape[0] for leaf in arrays), 0)  # of examples
+        self.twice = self._values_of_twice(inputs)
         return self
+
+    def _values_of_twice(self, inputs: Any) -> dict[str, Any]:
+        """What is at each place if the batch is twice as large; nothing where that does not run."""
+        found: dict[str, Any] = {}
+
+        def note(next_fun, args, kwargs, context):
+            name = "/".join(context.module.path)
+            if context.method_name == "__call__":
+                found.setdefault(name + _INPUT, _abstract(given(args, kwargs)))
+            outputs = next_fun(*args, **kwargs)
+            if context.method_name == "__call__":
+                found[name] = _abstract(outputs)
+            return outputs
+
+        def double(leaf):
+            shape = leaf.shape
+            if shape[:1] == (self.number,):
+                shape = (2 * self.number, *shape[1:])
+            return jax.ShapeDtypeStruct(shape, leaf.dtype)
+
+        def run(key, inputs):
+            keys = {"params": key} | stream_keys(self.streams, key)
+            self.module.init(keys, inputs, True, method=self.call)
+
+        try:
+            with nn.intercept_methods(note):
+                jax.eval_shape(run, jax.random.key(0), jax.tree.map(double, inputs))
+        except Exception:
+            return {}
+        return found
+
+    def _has_examples(self, place: str, leaf: str) -> bool:
+        """Whether the first axis of an array is as long as the batch, and grows with it."""
+
+        def front(values: dict[str, Any]) -> tuple[int, ...]:
+            leaves = float_leaves(values[place])
+            return (leaves[leaf] if leaf else next(iter(leaves.values()))).shape[:1]
+
+        if front(self.values) != (self.number,):
+            return False
+        return place not in self.twice or front(self.twice) == (2 * self.number,)
 
     def _forget(self) -> None:
         self.values: dict[str, Any] = {}  # in forward order
@@ -210,7 +254,7 @@ class Survey:
                 " outside the loop"
             )
         self._check_leaf(name, place, leaf)
-        return Site(path, side, carried[:-1], leaf)
+        return Site(path, side, carried[:-1], leaf, self._has_examples(place, leaf))
 
     def _check_leaf(self, name: str, place: str, leaf: str) -> None:
         """Refuses a place of no array, or of several where none is named."""
@@ -242,6 +286,11 @@ def _abstract(value: Any) -> Any:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) if is_array else leaf
 
     return jax.tree.map(without_numbers, value)
+
+
+def _sized(tree: Any) -> list[Any]:
+    """The arrays of at least one axis."""
+    return [leaf for leaf in jax.tree.leaves(tree) if getattr(leaf, "ndim", 0)]
 
 
 def without_marks(tree: Any) -> Any:

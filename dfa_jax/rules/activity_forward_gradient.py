@@ -12,7 +12,7 @@ from jaxtyping import Array
 from dfa_jax.autodiff import forward, sites
 from dfa_jax.autodiff.objective import OUTPUTS, SHARED, Objective, Reach, components, present
 from dfa_jax.autodiff.site_gradients import deliver
-from dfa_jax.models.base import Model
+from dfa_jax.models.base import Model, Site
 from dfa_jax.rules import draw
 from dfa_jax.rules.base import GradEstimate, ObjectiveRule
 from dfa_jax.types import Batch, Params, PRNGKey, SiteArrays
@@ -79,7 +79,7 @@ class ActivityForwardGradient(ObjectiveRule):
         zeros = sites.zero_activities(model, params, batch.inputs)
         _, plain = losses(zeros)
         layouts = {
-            site: _Layout(len(place.stack), plain.example_axes, model.batch_axes, zeros[site].shape)
+            site: _Layout.of(place, plain.example_axes, model.batch_axes, zeros[site].shape)
             for site, place in model.where.items()
         }
         # A slope is that of an example's part of the mean, and the limit that of its own loss.
@@ -107,6 +107,10 @@ class ActivityForwardGradient(ObjectiveRule):
         return forward.mean_of_draws(guess, key, self.num_draws, self.draws)
 
     def _direction(self, key: PRNGKey, site: str, layout: "_Layout", sharing: Sharing) -> Array:
+        if not layout.num_batch:
+            return forward.direction(
+                key, site, layout.shape, self.noise, num_stack=layout.num_stack
+            )
         stack, (num, *more), features = layout.axes
         num = {"none": num, "pairs": -(-num // 2), "batch": 1}[sharing]
         drawn = forward.direction(
@@ -128,22 +132,28 @@ class _Layout(NamedTuple):
 
     Attributes:
         num_stack: layer axes.
-        num_examples: axes along which slopes are told apart; where there is none, each example has
-            noise of its own all the same.
+        num_batch: axes along which noise is drawn for each entry by itself: each example has its
+            own even where slopes cannot be told apart.
+        num_examples: axes along which the site is told slopes apart.
+        num_apart: axes along which the terms tell them apart.
         num_front: axes of examples and positions, behind which those of a block's patches and
             groups begin.
         shape: of the activity.
     """
 
     num_stack: int
+    num_batch: int
     num_examples: int
+    num_apart: int
     num_front: int
     shape: tuple[int, ...]
 
-    @property
-    def num_batch(self) -> int:
-        """Axes along which noise is drawn for each entry by itself."""
-        return max(1, self.num_examples)
+    @classmethod
+    def of(cls, place: Site, num_apart: int, num_front: int, shape: tuple[int, ...]) -> "_Layout":
+        """Of a site; one that has not the examples in front is one vector, told the whole slope."""
+        own = num_apart if place.has_examples else 0
+        num_batch = max(1, own) if place.has_examples else 0
+        return cls(len(place.stack), num_batch, own, num_apart, num_front, shape)
 
     @property
     def axes(self) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
@@ -158,7 +168,12 @@ def _slope_at(layout: _Layout, slopes: dict[str, Array], reach: tuple[Reach, ...
     total = jnp.zeros(())
     for term in reach:
         slope = slopes[term.term]  # [*its stack, *examples, *places]
-        num_examples = 0 if term.term == SHARED else layout.num_examples
+        num_examples = layout.num_examples
+        if term.term == SHARED:
+            num_examples = 0
+        elif layout.num_apart > num_examples:
+            examples = range(term.num_stack, term.num_stack + layout.num_apart)
+            slope = slope.sum(tuple(examples))
         places = slope.shape[term.num_stack + num_examples :]
         own_stack = stack if term.is_own and term.num_stack == layout.num_stack else ()
         if term.num_stack and not own_stack:
@@ -193,7 +208,8 @@ def _project(
     """
     sent = {}
     for members, terms in components(reach):
-        apart = 0 if SHARED in terms else layouts[members[0]].num_examples
+        apart = min(layouts[member].num_examples for member in members)
+        apart = 0 if SHARED in terms else apart
         parts = [
             _examples_first(slopes[name], 1 + term.num_stack, apart).sum(-1)
             for name, term in terms.items()

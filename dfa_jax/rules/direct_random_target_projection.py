@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from dfa_jax import tree
 from dfa_jax.autodiff import sites
@@ -53,7 +54,9 @@ class DirectRandomTargetProjection(SiteRule):
         """
         outputs = sites.abstract_forward(model, params, batch.inputs)[0]
         front = next(iter(model.tapped(outputs).values())).shape[: model.batch_axes]
-        self._labels(batch.targets, front)
+        labels = self._labels(batch.targets, front)
+        width = jax.eval_shape(model.read_error, outputs).shape[-1]
+        _check_classes(labels, width)
         return params, self._feedback.init(key, model, params, batch)
 
     def _labels(self, targets: Any, front: tuple[int, ...]) -> Any:
@@ -95,3 +98,18 @@ class DirectRandomTargetProjection(SiteRule):
         labels = self._labels(targets, error.shape[:-1])
         projected = jax.nn.one_hot(labels, error.shape[-1]) * shares[..., None]
         return self._feedback.send(model, rule_state, projected, activities)
+
+
+def _check_classes(labels: Any, width: int) -> None:
+    """Refuses whole numbers that are no classes of so many outputs, where they are known."""
+    if width < 2:
+        raise InputError(
+            "direct_random_target_projection projects integer labels of several classes, and the"
+            f" outputs that it reads have {width} number an example; use another rule"
+        )
+    known = not isinstance(labels, Tracer | jax.ShapeDtypeStruct)
+    if known and int(jnp.max(labels)) >= width:
+        raise InputError(
+            f"a target is {int(jnp.max(labels))}, and the outputs have {width} classes;"
+            " direct_random_target_projection expects integer labels below that"
+        )

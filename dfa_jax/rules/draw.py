@@ -185,6 +185,12 @@ def site_shapes(
     shapes = {}
     for site, place in model.where.items():
         inner = activities[site].shape[len(place.stack) :]
+        if not place.has_examples:
+            raise SiteError(
+                f"site '{site}' has activity {inner}, whose first axis is not that of the examples"
+                " (it is not as long as the batch, or does not grow with it): direct feedback sends"
+                " an error to each example; put the site where examples are in front"
+            )
         if inner[: len(batch_axes)] != batch_axes:
             raise SiteError(
                 f"site '{site}' has activity {inner} and the outputs' errors are {error.shape}:"

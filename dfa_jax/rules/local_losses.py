@@ -210,7 +210,7 @@ class LocalObjective(Objective):
         heads = {}
         for block, place in self.at.where.items():
             shape = shapes[block].shape[len(place.stack) :]
-            self._check_block(block, shape, tuple(front))
+            self._check_block(block, shape, tuple(front), has_examples=place.has_examples)
             init = KERNEL_INITS[self.rule.head_init]
             keys = jax.random.split(named_key(key, block), place.stack)
             kernel = functools.partial(init, shape=(shape[-1], width))
@@ -219,7 +219,15 @@ class LocalObjective(Objective):
             heads[block] = {"kernel": kernel(keys), "bias": jnp.zeros((*place.stack, width))}
         return heads
 
-    def _check_block(self, block: str, shape: tuple[int, ...], front: tuple[int, ...]) -> None:
+    def _check_block(
+        self, block: str, shape: tuple[int, ...], front: tuple[int, ...], *, has_examples: bool
+    ) -> None:
+        if not has_examples:
+            raise InputError(
+                f"block '{block}' has activity {shape}, whose first axis is not that of the"
+                " examples (it is not as long as the batch, or does not grow with it): a local loss"
+                " has a head on each example; end the block where examples are in front"
+            )
         if shape[: len(front)] != front or len(shape) == len(front):
             raise InputError(
                 f"block '{block}' has activity {shape}, and the outputs' errors have the axes"

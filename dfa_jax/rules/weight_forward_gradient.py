@@ -84,6 +84,7 @@ class WeightForwardGradient(ObjectiveRule):
 
         grads, found = jax.grad(total, has_aux=True)(top)
         guessed = self._each_example(guess, found)(key, batch)
+        guessed = {path: guessed[path].astype(jnp.result_type(trunk[path])) for path in trunk}
         whole = traverse_util.unflatten_dict(guessed | grads)
         return GradEstimate(
             found.mean, found.outputs, whole, {}, found.state, found.weight, rule_state

@@ -21,6 +21,7 @@ from dfa_jax.train.program import Program
 from dfa_jax.train.state import TrainState
 from dfa_jax.types import Batch, Loss, Params
 
+_EXTRA = ", additional term"  # behind the name of what has one
 _EVAL_EXAMPLES, _EVAL_TARGETS = 500, 2**13  # at most so many at once
 
 
@@ -28,7 +29,7 @@ class Sums(NamedTuple):
     """What some examples add to a mean.
 
     Attributes:
-        weighted: sum of weights times values, and of weights times what belongs to no example.
+        weighted: sum of weights times values.
         weight: sum of the weights.
     """
 
@@ -58,7 +59,8 @@ def mean_of_chunks(
             f"the weights of the loss sum to {weights['loss']:g} over the test set; expected a"
             " positive sum: check the loss function, and the data's masks"
         )
-    return {name: weighted[name] / w if w else math.nan for name, w in weights.items()}
+    means = {name: weighted[name] / w if w else math.nan for name, w in weights.items()}
+    return _with_extras(means)
 
 
 @functools.partial(jax.jit, static_argnames="program")
@@ -70,7 +72,7 @@ def evaluate(
     They are `sum(weights * values) / sum(weights)` over all examples; NaN where no weight is left.
     """
     found = evaluate_sums(params, data, readout, model_state, program=program)
-    return {name: one.weighted / one.weight for name, one in found.items()}
+    return _with_extras({name: one.weighted / one.weight for name, one in found.items()})
 
 
 @functools.partial(jax.jit, static_argnames="program")
@@ -109,6 +111,15 @@ def evaluate_sums(
     return jax.lax.with_sharding_constraint(sums, sharding.replicated(program.mesh))
 
 
+def _with_extras(means: dict[str, Any]) -> dict[str, Any]:
+    """The means, each with what belongs to no example."""
+    return {
+        name: mean + means.get(name + _EXTRA, 0)
+        for name, mean in means.items()
+        if not name.endswith(_EXTRA)
+    }
+
+
 def _seen(
     program: Program, params: Params, readout: Params, model_state: Any, batch: Batch
 ) -> dict[str, Loss]:
@@ -125,7 +136,13 @@ def _seen(
         name: metrics.values_of(function, outputs, batch.targets)
         for name, function in program.metrics
     }
-    return {name: losses.as_loss(one) for name, one in {"loss": loss, **measured}.items()}
+    found = {name: losses.as_loss(one) for name, one in {"loss": loss, **measured}.items()}
+    more = {  # what belongs to no example counts by the examples that it is of
+        name + _EXTRA: losses.as_loss(one.extra)
+        for name, one in found.items()
+        if one.extra is not None
+    }
+    return found | more
 
 
 def _is_by_example(program: Program) -> bool:
@@ -161,5 +178,5 @@ def _sums(loss: Loss, counts: Any) -> Sums:
         each = (weights * rows).sum(1), weights.sum(1)
         return Sums(*(jnp.where(counts, one, 0).sum() for one in each))
     weight = losses.total_weight(loss) if loss.weights is not None else len(counts)
-    whole = losses.mean(loss._replace(values=values))
+    whole = losses.mean(loss._replace(values=values, extra=None))
     return Sums(weight * whole, jnp.asarray(weight, values.dtype))

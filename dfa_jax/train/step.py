@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 
 from dfa_jax import metrics, tree
 from dfa_jax.autodiff.loops import loop_body
+from dfa_jax.errors import InputError
 from dfa_jax.metrics import MetricFn
 from dfa_jax.models.base import Model
 from dfa_jax.rules import LearningRule
@@ -43,8 +44,8 @@ def train_step(
     the parameters before the update. A `rate_factor` multiplies the learning rate, or rather what
     the optimiser adds to the parameters. `gather` is applied to what the rule computes with, and to
     its gradients. A batch in several parts gives their mean gradient, each by the weight of its
-    loss, one after the other: less memory, and the same update where the rule draws nothing; batch
-    statistics then move once a part.
+    loss (and its additional term with it), one after the other: less memory, and the same update
+    where the rule draws nothing; batch statistics then move once a part.
 
     Returns:
         The next state, and the step's `loss` and metrics: those of `metric_fns`, or, without any,
@@ -92,6 +93,13 @@ def _in_parts(
     if num_parts == 1:
         carry, found = estimate(key, carry, batch)
         return carry, {name: value for name, (value, _) in found.items()}
+
+    sizes = {leaf.shape[0] for leaf in jax.tree.leaves(batch)}
+    if any(size % num_parts for size in sizes):
+        raise InputError(
+            f"num_parts is {num_parts}, which does not divide the batch of {max(sizes)}; choose a"
+            " divisor"
+        )
 
     def rows(a: Array) -> Array:  # every num_parts-th row, so that a part has rows of each device
         return jnp.moveaxis(a.reshape(-1, num_parts, *a.shape[1:]), 1, 0)

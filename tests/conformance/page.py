@@ -26,8 +26,11 @@ The page is made of the tables of the tests (`python -m tests.conformance.page`)
 
 LIMITS = """## What a right cell does not say
 
-- A weight that is made of two parameters (`W + A @ B`, or a learned query that goes through a map) is one weight: chain rules
-  swap the product in which data meets it, and among themselves its parts learn by their true derivatives.
+- A weight that is made of several parameters is one weight: chain rules swap the product in which data meets it, and among themselves
+  its parts learn by their true derivatives. So do `W + A @ B`, a learned query that goes through a map, and a whole network whose
+  inputs are constants of the module.
+- A product of two activations keeps its true derivative: attention, or inputs that multiply a kernel (`(adjacency @ W)`) which then
+  multiplies activations.
 - A forward gradient of a loss whose values have no axis of examples (a scalar), or that couples examples, is right and noisier: all
   examples share one slope.
 - `jax.grad` of a function of estimated gradients is the derivative of a loss under `backprop` alone.

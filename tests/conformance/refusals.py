@@ -50,6 +50,16 @@ class TwoArrays(nn.Module):
         return nn.Dense(3, name="readout")(h[:, 0])
 
 
+class Latents(nn.Module):
+    """A learned array that is transformed, as long as a batch may be."""
+
+    @nn.compact
+    def __call__(self, x):
+        start = self.param("start", nn.initializers.normal(1.0), (4, 3))
+        latents = jnp.tanh(nn.Dense(5, name="latents")(start))
+        return nn.Dense(3, name="readout")(x @ latents.T)
+
+
 REFUSALS: dict[str, tuple[str, Callable[[], object]]] = {
     "a chain rule, where an error passes a parameter that is neither in a product nor accepted": (
         "passes the parameters 'gamma'",
@@ -70,6 +80,10 @@ REFUSALS: dict[str, tuple[str, Callable[[], object]]] = {
             from_linen(TwoHeads(), "first", X),
             lambda outputs, targets: helpers.LOSS(outputs["logits"], targets),
         ),
+    ),
+    "direct feedback, or a local loss, at an array that has not the examples in front": (
+        "whose first axis is not that of the examples",
+        lambda: start("direct_feedback_alignment", from_linen(Latents(), "latents", X)),
     ),
     "positions, or examples, declared independent under batch statistics": (
         "BatchNorm, whose statistics couple",
