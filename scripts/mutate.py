@@ -316,6 +316,24 @@ SABOTAGES = {
         "jnp.abs(feedback)",
         "tests/rules/test_sign_symmetry.py",
     ),
+    "kernels that inputs modulate are taken for activations": Sabotage(
+        "models/provenance.py",
+        "elif _is_modulated(given):",
+        "elif False:",
+        "tests/rules/test_from_outside.py -k modulate",
+    ),
+    "noise is shared under one slope": Sabotage(
+        "rules/activity_forward_gradient.py",
+        'sharing = self.sharing if plain.example_axes and SHARED not in plain.terms else "none"',
+        "sharing = self.sharing",
+        "tests/rules/test_from_outside.py -k not_shared",
+    ),
+    "every first axis is that of the examples": Sabotage(
+        "models/survey.py",
+        "Site(path, side, carried[:-1], leaf, self._has_examples(place, leaf))",
+        "Site(path, side, carried[:-1], leaf)",
+        "tests/rules/test_from_outside.py -k without_examples",
+    ),
     "feedback alignment by the weights": Sabotage(
         "autodiff/objective.py",
         "found = with_feedback(*given, matrices, substitute)",

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 
 from dfa_jax import tree
@@ -107,9 +108,11 @@ def _check_classes(labels: Any, width: int) -> None:
             "direct_random_target_projection projects integer labels of several classes, and the"
             f" outputs that it reads have {width} number an example; use another rule"
         )
-    known = not isinstance(labels, Tracer | jax.ShapeDtypeStruct)
-    if known and int(jnp.max(labels)) >= width:
+    if isinstance(labels, Tracer | jax.ShapeDtypeStruct):
+        return
+    largest = np.asarray(labels).max()
+    if largest >= width:
         raise InputError(
-            f"a target is {int(jnp.max(labels))}, and the outputs have {width} classes;"
+            f"a target is {largest}, and the outputs have {width} classes;"
             " direct_random_target_projection expects integer labels below that"
         )

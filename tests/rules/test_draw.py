@@ -152,7 +152,9 @@ def test_site_without_the_batch_axes_is_refused():
             return nn.Dense(3, name="readout")(h)
 
     case = helpers.made(Transposed(), "across", helpers.images())
-    with pytest.raises(SiteError, match=r"'across'.*\(8, 4\).*batch axes"):
+    with pytest.raises(
+        SiteError, match=r"'across'.*\(8, 4\).*first axis is not that of the examples"
+    ):
         helpers.started(DirectFeedbackAlignment(), case)
 
 
