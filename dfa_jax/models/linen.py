@@ -209,7 +209,22 @@ class _State:
                 raise errors.InputError(errors.unknown("collection of sown losses", name, known))
 
     def trained(self, inputs: Any, streams: tuple[str, ...]) -> tuple[Found, dict[str, Any]]:
-        """The linear maps that data meets in a training pass, and the collections after it."""
+        """The linear maps that data meets in a training pass, and the collections after it.
+
+        The pass is of a batch twice as large, if there can be one, which shows where examples are.
+        """
+        try:
+            with nn.intercept_methods(self.survey.note_twice):
+                found, after = self._train(self.survey.doubled(inputs), streams)
+            if all(_shapes(after.get(k, old)) == _shapes(old) for k, old in self._kept.items()):
+                return found, after
+        except InvalidRngError:
+            raise
+        except Exception:
+            self.survey.twice = {}
+        return self._train(inputs, streams)
+
+    def _train(self, inputs: Any, streams: tuple[str, ...]) -> tuple[Found, dict[str, Any]]:
         mutable = [*self.others, "intermediates"]
 
         def once(params, inputs, rest):

@@ -46,38 +46,29 @@ class Survey:
         self.variables = without_marks(marked)
         arrays = [*float_leaves(self.outputs).values(), *_sized(inputs)]
         self.number = next((leaf.shape[0] for leaf in arrays), 0)  # of examples
-        self.twice = self._values_of_twice(inputs)
+        self.twice: dict[str, Any] = {}  # what is at each place if the batch is twice as large
         return self
 
-    def _values_of_twice(self, inputs: Any) -> dict[str, Any]:
-        """What is at each place if the batch is twice as large; nothing where that does not run."""
-        found: dict[str, Any] = {}
-
-        def note(next_fun, args, kwargs, context):
-            name = "/".join(context.module.path)
-            if context.method_name == "__call__":
-                found.setdefault(name + _INPUT, _abstract(given(args, kwargs)))
-            outputs = next_fun(*args, **kwargs)
-            if context.method_name == "__call__":
-                found[name] = _abstract(outputs)
-            return outputs
+    def doubled(self, inputs: Any) -> Any:
+        """Inputs of a batch that is twice as large, without numbers."""
 
         def double(leaf):
-            shape = leaf.shape
+            shape = jnp.shape(leaf)
             if shape[:1] == (self.number,):
                 shape = (2 * self.number, *shape[1:])
-            return jax.ShapeDtypeStruct(shape, leaf.dtype)
+            return jax.ShapeDtypeStruct(shape, jnp.result_type(leaf))
 
-        def run(key, inputs):
-            keys = {"params": key} | stream_keys(self.streams, key)
-            self.module.init(keys, inputs, True, method=self.call)
+        return jax.tree.map(double, inputs)
 
-        try:
-            with nn.intercept_methods(note):
-                jax.eval_shape(run, jax.random.key(0), jax.tree.map(double, inputs))
-        except Exception:
-            return {}
-        return found
+    def note_twice(self, next_fun, args, kwargs, context):
+        """An interceptor of a pass of such a batch, which notes what is at each place."""
+        if context.method_name != "__call__":
+            return next_fun(*args, **kwargs)
+        name = "/".join(context.module.path)
+        self.twice.setdefault(name + _INPUT, _abstract(given(args, kwargs)))
+        outputs = next_fun(*args, **kwargs)
+        self.twice[name] = _abstract(outputs)
+        return outputs
 
     def _has_examples(self, place: str, leaf: str) -> bool:
         """Whether the first axis of an array is as long as the batch, and grows with it."""

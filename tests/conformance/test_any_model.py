@@ -17,15 +17,13 @@ from tests.conformance.page import NEVER
 from tests.conformance.refusals import REFUSALS
 
 CELLS = [(kind, form) for kind in zoo.KINDS for form in FORMS]
-EVERY_DAY = [
+EVERY_DAY = [("squeezed head", "entry by entry"), ("actor and critic", "one an example")]
+SLOW = [
     ("ResNet, batch statistics", "weighted, and more"),
+    ("masked language model, tied", "weighted"),
+    ("experts, a sown loss", "one a row"),
     ("low-rank adapters", "a scalar"),
-    ("squeezed head", "entry by entry"),
-    ("actor and critic", "one an example"),
 ]
-SLOW = [("ViT, blocks return tuples", "weighted, and more"), ("LSTM over time", "weighted")]
-SLOW += [("inputs by keyword, noise", "a scalar"), ("experts, a sown loss", "one a row")]
-SLOW += [("masked language model, tied", "weighted")]
 
 every_rule = pytest.mark.parametrize("name", list(RULES))
 

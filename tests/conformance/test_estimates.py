@@ -145,7 +145,7 @@ def test_the_key_matters_for_rules_that_draw_only(name):
     ("name", "axis_type"),
     [(name, AxisType.Auto) for name in RULES]
     + [
-        pytest.param(name, AxisType.Explicit, marks=() if "feedback" in name else pytest.mark.slow)
+        pytest.param(name, AxisType.Explicit, marks=() if "feedback" in name else helpers.NIGHTLY)
         for name in RULES
     ],
 )
