@@ -13,7 +13,7 @@ from dfa_jax.autodiff import loss as losses
 from dfa_jax.autodiff import sites
 from dfa_jax.models.base import Model
 from dfa_jax.rules import Backprop, LearningRule
-from dfa_jax.rules.functional import estimate
+from dfa_jax.rules.functional import bound_model, estimate
 from dfa_jax.types import Batch, Loss, LossFn, Params, PRNGKey, RuleState
 
 MetricFn = Callable[[Any, Any], Any]
@@ -157,7 +157,7 @@ def site_metrics(
 
     errors = errors_of(rule, rule_state)
     reference = errors_of(Backprop(), ()) if errors else {}
-    bound = model.bind(model_state, key=jax.random.split(key)[0])
+    bound = bound_model(model, model_state, key)
     _, activities = sites.activities(bound, params, batch.inputs)
     num_batch = model.batch_axes
     found: dict[str, Array] = {}
@@ -218,7 +218,7 @@ def alignment_metrics(
             for side in (errors, reference)
         )
         found["preactivation_alignment"] = error_alignment(every, every_reference).mean
-    bound = model.bind(model_state, key=jax.random.split(key)[0])
+    bound = bound_model(model, model_state, key)
     if pairs := rule.weight_targets(bound, params, rule_state, batch):
         found |= {f"weight_alignment/{name}": tree.cosine(*pair) for name, pair in pairs.items()}
         weights, targets = ({n: pair[side] for n, pair in pairs.items()} for side in (0, 1))

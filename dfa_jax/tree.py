@@ -59,6 +59,15 @@ def leaf_names(tree: Any) -> list[str]:
     return [jax.tree_util.keystr(path, simple=True, separator="/") for path in paths]
 
 
+def leaves_by_name(tree: Any) -> dict[str, Any]:
+    """The leaves by their names, in their order.
+
+    >>> leaves_by_name({"heads": (1, 2)})
+    {'heads/0': 1, 'heads/1': 2}
+    """
+    return dict(zip(leaf_names(tree), jax.tree.leaves(tree), strict=True))
+
+
 def with_leaves(tree: Any, leaves: Mapping[str, Any]) -> Any:
     """The tree with these leaves, by name, in place of its own.
 

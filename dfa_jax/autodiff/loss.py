@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 
 from dfa_jax.errors import InputError
 from dfa_jax.losses import couples_examples
-from dfa_jax.models.base import Model, float_leaves
+from dfa_jax.models.base import Model, float_leaves, tapped_of
 from dfa_jax.types import Loss, LossFn
 
 _EXPECTED = (
@@ -118,12 +118,8 @@ def example_axes(model: Model, loss_fn: LossFn, outputs: Any, targets: Any) -> i
     batch. Where it does not, as in a mean over the batch for each class, or where the loss couples
     examples, there are none, and a forward gradient listens to the whole.
     """
-    leaves = float_leaves(outputs)
-    fronts = {
-        leaf.shape[: model.independent_axes]
-        for name, leaf in leaves.items()
-        if not model.tap or name in model.tap
-    }
+    tapped = tapped_of(float_leaves(outputs), model.tap).values()
+    fronts = {leaf.shape[: model.independent_axes] for leaf in tapped}
     if not model.independent_axes or len(fronts) != 1 or couples_examples(loss_fn):
         return 0
     (front,) = fronts

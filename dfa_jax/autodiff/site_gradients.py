@@ -18,7 +18,7 @@ from dfa_jax import tree
 from dfa_jax.autodiff import layers, loss, sites
 from dfa_jax.autodiff.objective import GradEstimate, Objective, as_objective
 from dfa_jax.errors import SiteError
-from dfa_jax.models.base import Model
+from dfa_jax.models.base import Model, tapped_of
 from dfa_jax.types import Batch, LossFn, Params, SiteArrays
 
 ErrorTap = Literal["logits", "last_hidden"]
@@ -39,7 +39,7 @@ def site_gradients(
     backward: Backward = "sequential",
     at: Model | None = None,
 ) -> GradEstimate:
-    r"""GradEstimate of all parameters from one error per site, by local VJPs.
+    r"""Gradients of all parameters from one error per site, by local VJPs.
 
     With `h_l` the activity of site `l`, `e` the error at the tap and `delta = send(e, h, shares)`,
 
@@ -69,13 +69,11 @@ def site_gradients(
     """
     objective = as_objective(loss_fn)
     elsewhere = _elsewhere(model, at, params, batch)
-    cuts = sites.cut_orders(model)
 
     def forward_cut(params, elsewhere):
-        orders = cuts if at is None else sites.merge_orders(cuts, _perturb(at, elsewhere))
+        orders = _cut_and_perturbed(model, at, elsewhere)
         found = sites.apply_with_orders(model, params, batch.inputs, orders)
-        activities = {site: found.activities[site] for site in model.sites}
-        movable, activities = refuse_output_site(model, _movable(found.outputs), activities)
+        movable, activities = refuse_output_site(model, _movable(found.outputs), found.activities)
         return (movable, found.sown, activities), found
 
     def vjp(forward, *arguments):
@@ -99,8 +97,7 @@ def site_gradients(
         below = {s: jnp.zeros(place.stack) for s, place in model.where.items() if s != last}
         orders = sites.at_sites(model, "cut", below)
         orders = sites.merge_orders(orders, sites.at_sites(model, "replace", {last: hidden}))
-        if at is not None:
-            orders = sites.merge_orders(orders, _perturb(at, elsewhere))
+        orders = sites.merge_orders(orders, sites.at_sites(at or model, "perturb", elsewhere))
         return _movable(sites.apply_with_orders(model, params, batch.inputs, orders).outputs)
 
     (sown, activities), pull_body, passed = vjp(forward_body, params, elsewhere)
@@ -116,7 +113,7 @@ def site_gradients(
 
 def _movable(outputs: Any) -> dict[str, Array]:
     """The outputs that have a derivative, by name."""
-    named = zip(tree.leaf_names(outputs), jax.tree.leaves(outputs), strict=True)
+    named = tree.leaves_by_name(outputs).items()
     return {n: leaf for n, leaf in named if jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)}
 
 
@@ -124,12 +121,12 @@ def _loss_and_error(
     objective: Objective, model: Model, passed: sites.Passed, batch: Batch, movable: Any
 ) -> tuple[GradEstimate, dict[str, Array], Array]:
     """The loss with what has been sown, its derivative by the outputs, and each row's share."""
-    front = next(iter(model.tapped(passed.outputs).values())).shape[: model.batch_axes]
+    *front, _ = model.error_shape(passed.outputs)
 
     def of_outputs(movable):
         outputs = tree.with_leaves(passed.outputs, movable)
         found = loss.as_loss(objective.loss_fn(outputs, batch.targets))
-        return loss.mean(found), (loss.total_weight(found), loss.row_shares(found, front))
+        return loss.mean(found), (loss.total_weight(found), loss.row_shares(found, tuple(front)))
 
     (value, (weight, shares)), error = jax.value_and_grad(of_outputs, has_aux=True)(movable)
     if passed.sown is not None:
@@ -140,7 +137,7 @@ def _loss_and_error(
 def cut_gradients(
     model: Model, loss_fn: LossFn | Objective, params: Params, batch: Batch, at: Model | None
 ) -> GradEstimate:
-    """GradEstimate of the graph that is cut at every site, where nothing is sent.
+    """Gradients of the graph that is cut at every site, where nothing is sent.
 
     Like `site_gradients` with errors of zero, but without a product of zeros: parameters from which
     every path to the loss leads through a site have a gradient of zero, and no work is done for it.
@@ -152,9 +149,7 @@ def cut_gradients(
     elsewhere = _elsewhere(model, at, params, batch)
 
     def total(params, elsewhere):
-        orders = sites.cut_orders(model)
-        if at is not None:
-            orders = sites.merge_orders(orders, _perturb(at, elsewhere))
+        orders = _cut_and_perturbed(model, at, elsewhere)
         passed = sites.apply_with_orders(model, params, batch.inputs, orders)
         movable, _ = refuse_output_site(model, _movable(passed.outputs), passed.activities)
         outputs = tree.with_leaves(passed.outputs, movable)
@@ -176,7 +171,7 @@ def deliver(
     *,
     at: Model | None = None,
 ) -> GradEstimate:
-    r"""GradEstimate from errors that are known beforehand, by local VJPs.
+    r"""Gradients from errors that are known beforehand, by local VJPs.
 
         grad theta = dT/dtheta + sum_l (dh_l/dtheta)^T delta_l
 
@@ -194,12 +189,8 @@ def deliver(
     objective, elsewhere = as_objective(loss_fn), _elsewhere(model, at, params, batch)
 
     def forward_cut(params, elsewhere):
-        orders = sites.cut_orders(model)
-        if at is not None:
-            orders = sites.merge_orders(orders, _perturb(at, elsewhere))
-        found = objective(model, params, batch, orders)
-        activities = {site: found.activities[site] for site in model.sites}
-        return (found.total, activities), found
+        found = objective(model, params, batch, _cut_and_perturbed(model, at, elsewhere))
+        return (found.total, found.activities), found
 
     (total, activities), pull, found = jax.vjp(forward_cut, params, elsewhere, has_aux=True)
     grads, arrived = pull((jnp.ones_like(total), like_activities(sent, activities)))
@@ -215,8 +206,10 @@ def _elsewhere(model: Model, at: Model | None, params: Params, batch: Batch) -> 
     return {site: zero for site, zero in zeros.items() if at.where[site] not in model.places}
 
 
-def _perturb(at: Model, elsewhere: SiteArrays) -> sites.Orders:
-    return sites.at_sites(at, "perturb", elsewhere)
+def _cut_and_perturbed(model: Model, at: Model | None, elsewhere: SiteArrays) -> sites.Orders:
+    """The graph cut at every site, and perturbed at the other places."""
+    perturbed = sites.at_sites(at or model, "perturb", elsewhere)
+    return sites.merge_orders(sites.cut_orders(model), perturbed)
 
 
 def _all_errors(
@@ -251,7 +244,7 @@ def refuse_output_site(
         return outputs, activities
 
     def check_jvp(primals, tangents):
-        tapped = [t for name, t in tangents[0].items() if not model.tap or name in model.tap]
+        tapped = tapped_of(tangents[0], model.tap).values()
         if all(isinstance(t, SymbolicZero) for t in tapped):
             raise SiteError(
                 f"no parameter lies between the last site, '{model.sites[-1]}', and the model's"

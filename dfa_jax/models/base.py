@@ -12,7 +12,7 @@ from jaxtyping import Array
 from dfa_jax import errors
 from dfa_jax.keys import named_key
 from dfa_jax.models.maps import LinearMap
-from dfa_jax.tree import Path, leaf_names, with_leaves
+from dfa_jax.tree import Path, leaves_by_name, with_leaves
 from dfa_jax.types import Params, PRNGKey
 
 Call = Callable[[Any, Any, bool], Any]
@@ -243,11 +243,15 @@ class Model:
                 f" ({described(leaves)}); name those whose error the rule is to read:"
                 " from_linen(..., tap=...)"
             )
-        return {name: leaf for name, leaf in leaves.items() if not self.tap or name in self.tap}
+        return tapped_of(leaves, self.tap)
 
     def with_tapped(self, outputs: Any, values: Mapping[str, Any]) -> Any:
         """The outputs with these in place of the tapped ones; no derivative by the others."""
         return with_leaves(jax.tree.map(jax.lax.stop_gradient, outputs), values)
+
+    def error_shape(self, outputs: Any) -> tuple[int, ...]:
+        """Of what `read_error` makes of errors like these outputs; abstract ones will do."""
+        return jax.eval_shape(self.read_error, outputs).shape
 
     def read_error(self, error: Any) -> Array:
         """The errors of all tapped outputs as one vector, `[*batch, width]`.
@@ -266,8 +270,12 @@ def stream_keys(names: tuple[str, ...], key: PRNGKey) -> dict[str, PRNGKey]:
 
 def float_leaves(value: Any) -> dict[str, Any]:
     """Floating-point arrays of at least one axis, by name."""
-    named = zip(leaf_names(value), jax.tree.leaves(value), strict=True)
-    return {name: leaf for name, leaf in named if is_array_of_floats(leaf)}
+    return {n: leaf for n, leaf in leaves_by_name(value).items() if is_array_of_floats(leaf)}
+
+
+def tapped_of(leaves: Mapping[str, Any], tap: tuple[str, ...]) -> dict[str, Any]:
+    """Those of the outputs that are tapped, or all where none is named."""
+    return {name: leaf for name, leaf in leaves.items() if not tap or name in tap}
 
 
 def is_array_of_floats(leaf: Any) -> bool:

@@ -4,7 +4,6 @@ import dataclasses
 import inspect
 import re
 from collections.abc import Mapping, Sequence
-from fnmatch import fnmatchcase
 from typing import Any
 
 import flax.linen as nn
@@ -12,9 +11,9 @@ import jax
 from flax.errors import InvalidRngError, ModifyScopeVariableError
 
 from dfa_jax import errors
-from dfa_jax.models.base import Call, Model, described, float_leaves, stream_keys
+from dfa_jax.models.base import Call, Model, described, float_leaves, stream_keys, tapped_of
 from dfa_jax.models.maps import Found, find_maps, named_leaves
-from dfa_jax.models.survey import Survey
+from dfa_jax.models.survey import Survey, matches
 from dfa_jax.tree import Path
 
 _IN_TRAINING = ("train", "training", "is_training", "is_train")
@@ -303,15 +302,12 @@ def _accepted(patterns: str | Sequence[str], survey: Survey) -> set[Path]:
     Raises:
         InputError: a pattern matches none.
     """
-    paths = [path for path, _ in named_leaves(survey.variables["params"])]
+    paths = {"/".join(path): path for path, _ in named_leaves(survey.variables["params"])}
     found: set[Path] = set()
     for pattern in _names(patterns):
-        wanted = pattern.split("/")
-        chosen = [p for p in paths if len(p) == len(wanted) and all(map(fnmatchcase, p, wanted))]
+        chosen = [path for name, path in paths.items() if matches(name, pattern)]
         if not chosen:
-            raise errors.InputError(
-                errors.unknown("parameter", pattern, ["/".join(path) for path in paths])
-            )
+            raise errors.InputError(errors.unknown("parameter", pattern, paths))
         found.update(chosen)
     return found
 
@@ -345,14 +341,9 @@ def _check_taps(outputs: Any, taps: tuple[str, ...]) -> None:
             raise errors.InputError(errors.unknown("output to tap", name, leaves))
 
 
-def _tapped(outputs: Any, taps: tuple[str, ...]) -> dict[str, Any]:
-    """The tapped outputs, or all where none is named: then a rule that needs to know refuses."""
-    return {n: leaf for n, leaf in float_leaves(outputs).items() if not taps or n in taps}
-
-
 def _shared_axes(outputs: Any, taps: tuple[str, ...]) -> int:
     """Leading axes that all tapped outputs have, without the last one of each."""
-    shapes = [leaf.shape for leaf in _tapped(outputs, taps).values()]
+    shapes = [leaf.shape for leaf in tapped_of(float_leaves(outputs), taps).values()]
     if not shapes:
         return 1
     most = min((max(1, len(shape) - 1) for shape in shapes), default=1)
@@ -363,7 +354,7 @@ def _shared_axes(outputs: Any, taps: tuple[str, ...]) -> int:
 def _check_axes(
     outputs: Any, taps: tuple[str, ...], batch_axes: int, independent_axes: int, *, coupled: bool
 ) -> None:
-    leaves = _tapped(outputs, taps)
+    leaves = tapped_of(float_leaves(outputs), taps)
     front = {leaf.shape[:batch_axes] for leaf in leaves.values()}
     short = any(leaf.ndim < batch_axes for leaf in leaves.values())
     if leaves and (batch_axes < 1 or short or len(front) > 1):

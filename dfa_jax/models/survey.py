@@ -198,7 +198,7 @@ class Survey:
         chosen: dict[str, None] = {}
         for pattern in patterns:
             place, leaf = _split(pattern)
-            found = [name for name in self.values if _matches(name, place)]
+            found = [name for name in self.values if matches(name, place)]
             if not found:
                 outputs = [name for name in self.values if not name.endswith(_INPUT)]
                 raise errors.SiteError(
@@ -300,7 +300,7 @@ def _split(name: str) -> tuple[str, str]:
     return owner, ":".join(parts)
 
 
-def _matches(name: str, pattern: str) -> bool:
+def matches(name: str, pattern: str) -> bool:
     """Glob match part by part, so that `*` stops at `/`; the place must agree."""
     if name.endswith(_INPUT) != pattern.endswith(_INPUT):
         return False

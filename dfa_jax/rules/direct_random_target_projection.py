@@ -54,17 +54,15 @@ class DirectRandomTargetProjection(SiteRule):
             InputError: the targets are no integer labels, one for each error vector.
         """
         outputs = sites.abstract_forward(model, params, batch.inputs)[0]
-        front = next(iter(model.tapped(outputs).values())).shape[: model.batch_axes]
-        labels = self._labels(batch.targets, front)
-        width = jax.eval_shape(model.read_error, outputs).shape[-1]
-        _check_classes(labels, width)
+        *front, width = model.error_shape(outputs)
+        _check_classes(self._labels(batch.targets, tuple(front)), width)
         return params, self._feedback.init(key, model, params, batch)
 
     def _labels(self, targets: Any, front: tuple[int, ...]) -> Any:
         """The one array of integers in the targets, or the one that is named."""
         found = {
             name: leaf
-            for name, leaf in zip(tree.leaf_names(targets), jax.tree.leaves(targets), strict=True)
+            for name, leaf in tree.leaves_by_name(targets).items()
             if jnp.issubdtype(jnp.result_type(leaf), jnp.integer) and jnp.shape(leaf) == front
         }
         if self.labels:

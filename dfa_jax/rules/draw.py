@@ -180,8 +180,8 @@ def site_shapes(
         SiteError: a site's activity lacks the batch axes of the model's outputs.
     """
     outputs, activities = sites.abstract_forward(model, params, batch.inputs)
-    error = jax.eval_shape(model.read_error, outputs)
-    batch_axes = error.shape[:-1]
+    error = model.error_shape(outputs)
+    batch_axes = error[:-1]
     shapes = {}
     for site, place in model.where.items():
         inner = activities[site].shape[len(place.stack) :]
@@ -193,13 +193,13 @@ def site_shapes(
             )
         if inner[: len(batch_axes)] != batch_axes:
             raise SiteError(
-                f"site '{site}' has activity {inner} and the outputs' errors are {error.shape}:"
+                f"site '{site}' has activity {inner} and the outputs' errors are {error}:"
                 f" direct feedback needs the batch axes {batch_axes} in front of both; put the site"
                 " where they are, or say how many batch axes there are: from_linen(...,"
                 " batch_axes=1) reads one error an example"
             )
         shapes[site] = SiteShape(place.stack, inner[len(batch_axes) :])
-    width = error.shape[-1] if error_tap == "logits" else shapes[model.sites[-1]].width
+    width = error[-1] if error_tap == "logits" else shapes[model.sites[-1]].width
     return shapes, width
 
 

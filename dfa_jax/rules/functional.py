@@ -110,11 +110,17 @@ def estimate(
 
     With `at`, the same module with other sites, the errors are those that arrive there.
     """
-    forward_key, rule_key = jax.random.split(key)
-    bound = model.bind(model_state, key=forward_key)
-    elsewhere = None if at is None else at.bind(model_state, key=forward_key)
+    _, rule_key = jax.random.split(key)
+    bound = bound_model(model, model_state, key)
+    elsewhere = None if at is None else bound_model(at, model_state, key)
     objective = as_objective(loss_fn)
     return rule.estimate(bound, objective, params, rule_state, batch, rule_key, at=elsewhere)
+
+
+def bound_model(model: Model, model_state: Any, key: PRNGKey) -> Model:
+    """The model as `estimate` with this key passes it: the first half of the key is the model's."""
+    forward_key, _ = jax.random.split(key)
+    return model.bind(model_state, key=forward_key)
 
 
 def value_and_grad(

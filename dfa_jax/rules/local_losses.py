@@ -206,7 +206,7 @@ class LocalObjective(Objective):
                 several, or a block lacks the outputs' batch axes.
         """
         outputs, shapes = sites.abstract_forward(self.at, params, batch.inputs)
-        *front, width = jax.eval_shape(self.at.read_error, outputs).shape
+        *front, width = self.at.error_shape(outputs)
         heads = {}
         for block, place in self.at.where.items():
             shape = shapes[block].shape[len(place.stack) :]
